@@ -1,0 +1,1 @@
+"""What crosses the radio between drone and ground station: messages, outbox, keys, transports."""

@@ -1,0 +1,1 @@
+"""HadaNets as a library: binarize, kernels, network, training, artifact, delta. Imports nothing of the service."""

@@ -1,0 +1,1 @@
+"""The daemon on the companion computer: sources, pipeline, learner, recorder, command line."""
