@@ -1,0 +1,140 @@
+"""The declarative network, and its float formula in NumPy.
+
+A network is a float stem, binary blocks, and a feature vector; `docs/architecture.md` holds the table of its tensors.
+`forward` computes the formula as it is written, slowly; `models.engine` computes the same with packed bits.
+"""
+
+from collections.abc import Mapping
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from models.binarize import binarize
+from models.bits import unpack_signs
+
+Tensors = Mapping[str, NDArray[np.generic]]
+Floats = NDArray[np.float32]
+
+HEAD_STEP = 2.0**-9
+"""Grid of the classifier's int16 weights: a weight lies in -64..64 with a resolution of 0.002."""
+
+
+class Stem(msgspec.Struct, frozen=True, kw_only=True):
+    """The float first layer: convolution, affine, PReLU (the paper keeps the first layer at beta = 1)."""
+
+    channels: int
+    kernel: int = 3
+    stride: int = 2
+
+
+class Block(msgspec.Struct, frozen=True, kw_only=True):
+    """A binary convolution with a shortcut around it.
+
+    beta_w: entries of K = (kh, kw, c) that share a weight scale (eq. 1); beta_a: channels that share an activation
+    scale (eq. 3), 0 for one scale per pixel.
+    """
+
+    channels: int
+    kernel: int = 3
+    stride: int = 1
+    beta_w: int = 16
+    beta_a: int = 0
+
+
+class NetworkSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A whole network. Inputs are (input_size, input_size, 3) tiles; `mean` and `std` are RGB in 0..255.
+
+    taps: numbers of the blocks whose pooled outputs make the feature vector; beta_f: features that share a scale.
+    """
+
+    name: str
+    input_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    stem: Stem
+    blocks: tuple[Block, ...]
+    taps: tuple[int, ...]
+    beta_f: int = 16
+
+    @property
+    def feature_count(self) -> int:
+        """Length of the feature vector."""
+        return sum(self.blocks[t].channels for t in self.taps)
+
+    def block_inputs(self) -> tuple[int, ...]:
+        """Input channels of each block."""
+        return (self.stem.channels, *(b.channels for b in self.blocks[:-1]))
+
+    def shapes(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Name -> (dtype, shape) of every tensor but the head's, which depends on the classes.
+
+        >>> stem, block = Stem(channels=32), Block(channels=64)
+        >>> NetworkSpec(name="n", input_size=64, mean=(0, 0, 0), std=(1, 1, 1), stem=stem, blocks=(block,),
+        ...             taps=(0,)).shapes()["block0.bits"]
+        ('uint8', (64, 36))
+        """
+        k = self.stem.kernel
+        out: dict[str, tuple[str, tuple[int, ...]]] = {"stem.weight": ("float32", (self.stem.channels, k, k, 3))}
+        for part in ("scale", "shift", "slope"):
+            out[f"stem.{part}"] = ("float32", (self.stem.channels,))
+        for i, (block, c_in) in enumerate(zip(self.blocks, self.block_inputs(), strict=True)):
+            entries = block.kernel**2 * c_in
+            out[f"block{i}.in_shift"] = ("float32", (c_in,))
+            out[f"block{i}.bits"] = ("uint8", (block.channels, -(-entries // 8)))
+            out[f"block{i}.q"] = ("uint8", (block.channels, -(-entries // (block.beta_w or entries))))
+            for part in ("s", "scale", "shift", "slope"):
+                out[f"block{i}.{part}"] = ("float32", (block.channels,))
+        for part in ("scale", "shift"):
+            out[f"features.{part}"] = ("float32", (self.feature_count,))
+        return out
+
+
+def _convolve(x: Floats, weight: Floats, stride: int) -> Floats:
+    """(N, H, W, C) with (O, k, k, C) and zero padding k // 2 -> (N, H', W', O)."""
+    k = weight.shape[1]
+    x = np.pad(x, ((0, 0), (k // 2, k // 2), (k // 2, k // 2), (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(x, (k, k), axis=(1, 2))[:, ::stride, ::stride]
+    return np.einsum("nhwcij,oijc->nhwo", windows, weight, optimize=True).astype(np.float32)
+
+
+def _prelu(x: Floats, slope: Floats) -> Floats:
+    return np.where(x >= 0, x, x * slope).astype(np.float32)
+
+
+def _shortcut(x: Floats, block: Block) -> Floats:
+    """2x2 average pool where the block has stride 2; channels repeated up to the block's, and cut off."""
+    if block.stride == 2:
+        n, h, w, c = x.shape
+        x = x.reshape(n, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))
+    return x[..., np.arange(block.channels) % x.shape[-1]]
+
+
+def block_weight(spec: NetworkSpec, tensors: Tensors, i: int) -> Floats:
+    """The binarized weight W~ of block i as float32 (Cout, k, k, Cin): s * q * sign (eq. 1, 2)."""
+    block, c_in = spec.blocks[i], spec.block_inputs()[i]
+    entries = block.kernel**2 * c_in
+    signs = unpack_signs(tensors[f"block{i}.bits"], entries)
+    q = np.repeat(tensors[f"block{i}.q"].astype(np.float32), block.beta_w or entries, axis=1)[:, :entries]
+    scaled = signs * q * tensors[f"block{i}.s"].astype(np.float32)[:, None]
+    return scaled.reshape(block.channels, block.kernel, block.kernel, c_in).astype(np.float32)
+
+
+def forward(spec: NetworkSpec, tensors: Tensors, tiles: NDArray[np.uint8]) -> Floats:
+    """The feature vector before it is binarized, by the formula: uint8 BGR (N, S, S, 3) -> float32 (N, F)."""
+
+    def floats(name: str) -> Floats:
+        return tensors[name].astype(np.float32)
+
+    x = (tiles[..., ::-1].astype(np.float32) - np.float32(spec.mean)) / np.float32(spec.std)
+    y = _convolve(x, floats("stem.weight"), spec.stem.stride)
+    x = _prelu(y * floats("stem.scale") + floats("stem.shift"), floats("stem.slope"))
+    pooled = []
+    for i, block in enumerate(spec.blocks):
+        a = binarize(x + floats(f"block{i}.in_shift"), block.beta_a)
+        y = _convolve(a, block_weight(spec, tensors, i), block.stride)
+        y = y * floats(f"block{i}.scale") + floats(f"block{i}.shift")
+        x = _prelu(y + _shortcut(x, block), floats(f"block{i}.slope"))
+        if i in spec.taps:
+            pooled.append(x.mean(axis=(1, 2)))
+    return np.concatenate(pooled, axis=1) * floats("features.scale") + floats("features.shift")
