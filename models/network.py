@@ -19,6 +19,9 @@ Floats = NDArray[np.float32]
 HEAD_STEP = 2.0**-9
 """Grid of the classifier's int16 weights: a weight lies in -64..64 with a resolution of 0.002."""
 
+POOL_EPSILON = 1e-5
+"""Added to the variance over pixels before its root is taken, so that the root has a gradient everywhere."""
+
 
 class Stem(msgspec.Struct, frozen=True, kw_only=True):
     """The float first layer: convolution, affine, PReLU (the paper keeps the first layer at beta = 1)."""
@@ -45,7 +48,8 @@ class Block(msgspec.Struct, frozen=True, kw_only=True):
 class NetworkSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A whole network. Inputs are (input_size, input_size, 3) tiles; `mean` and `std` are RGB in 0..255.
 
-    taps: numbers of the blocks whose pooled outputs make the feature vector; beta_f: features that share a scale.
+    taps: numbers of the blocks whose outputs, pooled to mean and deviation over the pixels, make the feature vector;
+    beta_f: features that share a scale.
     """
 
     name: str
@@ -60,7 +64,7 @@ class NetworkSpec(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def feature_count(self) -> int:
         """Length of the feature vector."""
-        return sum(self.blocks[t].channels for t in self.taps)
+        return sum(2 * self.blocks[t].channels for t in self.taps)
 
     def block_inputs(self) -> tuple[int, ...]:
         """Input channels of each block."""
@@ -136,5 +140,5 @@ def forward(spec: NetworkSpec, tensors: Tensors, tiles: NDArray[np.uint8]) -> Fl
         y = y * floats(f"block{i}.scale") + floats(f"block{i}.shift")
         x = _prelu(y + _shortcut(x, block), floats(f"block{i}.slope"))
         if i in spec.taps:
-            pooled.append(x.mean(axis=(1, 2)))
+            pooled += [x.mean(axis=(1, 2)), np.sqrt(x.var(axis=(1, 2)) + POOL_EPSILON)]
     return np.concatenate(pooled, axis=1) * floats("features.scale") + floats("features.shift")
