@@ -25,7 +25,7 @@ class _Message(msgspec.Struct, frozen=True, array_like=True, kw_only=True, forbi
 # --- up: drone to ground -------------------------------------------------------------------------------------------
 
 
-class Hello(_Message, tag=1):
+class Hello(_Message, tag=1, frozen=True):
     """First message after every connect: who this is and which model flies (casual, answered by Welcome)."""
 
     protocol: int
@@ -39,7 +39,7 @@ class Hello(_Message, tag=1):
     t_ns: int
 
 
-class Status(_Message, tag=2):
+class Status(_Message, tag=2, frozen=True):
     """How the drone is. Casual; one a second on Wi-Fi, fewer on a thin link."""
 
     frame: int
@@ -59,7 +59,7 @@ class Status(_Message, tag=2):
     model_hash: bytes = b""
 
 
-class Detections(_Message, tag=3):
+class Detections(_Message, tag=3, frozen=True):
     """The summary of one frame (casual): per tile, row by row, the class number and its probability in 1/255."""
 
     frame: int
@@ -70,7 +70,7 @@ class Detections(_Message, tag=3):
     confidence: bytes
 
 
-class Query(_Message, tag=4):
+class Query(_Message, tag=4, frozen=True):
     """A tile that the drone asks the operator about (reliable). `jpeg` shows it with some surroundings."""
 
     id: int
@@ -87,7 +87,7 @@ class Query(_Message, tag=4):
     lon_deg: float | None = None
 
 
-class Delta(_Message, tag=5):
+class Delta(_Message, tag=5, frozen=True):
     """A change of the model in force (reliable): applies to the state `parent`, leads to the state `result`."""
 
     parent: bytes
@@ -101,7 +101,7 @@ class Delta(_Message, tag=5):
 # --- down: ground to drone -----------------------------------------------------------------------------------------
 
 
-class Welcome(_Message, tag=16):
+class Welcome(_Message, tag=16, frozen=True):
     """Answer to Hello (casual): the station's protocol, its clock, and the model it has for this drone."""
 
     protocol: int
@@ -109,7 +109,7 @@ class Welcome(_Message, tag=16):
     mirror_hash: bytes
 
 
-class Label(_Message, tag=17):
+class Label(_Message, tag=17, frozen=True):
     """An operator's answer to a query (reliable). `answer` is a class name, or "" for "don't know"."""
 
     id: int
@@ -117,13 +117,13 @@ class Label(_Message, tag=17):
     answer: str
 
 
-class Undo(_Message, tag=18):
+class Undo(_Message, tag=18, frozen=True):
     """Takes the label `label` back (reliable)."""
 
     label: int
 
 
-class Control(_Message, tag=19):
+class Control(_Message, tag=19, frozen=True):
     """A command (reliable).
 
     freeze, resume: stop and restart learning. anchor: go back to the signed base model. resync: send the whole
@@ -133,7 +133,7 @@ class Control(_Message, tag=19):
     action: Literal["freeze", "resume", "anchor", "resync"]
 
 
-class Mirror(_Message, tag=20):
+class Mirror(_Message, tag=20, frozen=True):
     """The station applied a delta (casual): the hash of its mirror now, for the drone to compare."""
 
     model_hash: bytes
