@@ -205,6 +205,12 @@ class Store:
         with self._begin() as db:
             return [_query_row(r) for r in db.execute(wanted)]
 
+    def recent_answers(self, drone: str, limit: int) -> list[QueryRow]:
+        """The questions of `drone` that were answered last, the latest first."""
+        wanted = _with_answers().where(t.queries.c.drone == drone, t.valid.c.id.is_not(None))
+        with self._begin() as db:
+            return [_query_row(r) for r in db.execute(wanted.order_by(t.valid.c.id.desc()).limit(limit))]
+
     def query(self, drone: str, query: int) -> QueryRow:
         """One question; UnknownError where there is none."""
         with self._begin() as db:
@@ -272,22 +278,15 @@ class Store:
             _insert_new(db, t.undos, {"label": label}, values)
         return row.drone, int(row.query)
 
-    def unsent(self, limit: int = 500) -> list[Unsent]:
-        """Answers, then undos, that were not handed to the link yet, oldest first."""
+    def unsent(self, drone: str, limit: int = 500) -> list[Unsent]:
+        """Answers to `drone`, then undos, that were not handed to the link yet, oldest first."""
+        waiting = select(t.labels).where(~t.labels.c.sent, t.labels.c.drone == drone).order_by(t.labels.c.id)
         with self._begin() as db:
-            labels = db.execute(select(t.labels).where(~t.labels.c.sent).order_by(t.labels.c.id).limit(limit)).all()
-            # an undo waits for its answer: the drone must hear of that first
-            undos = db.execute(
-                select(t.undos)
-                .where(
-                    ~t.undos.c.sent,
-                    select(t.labels.c.id).where(t.labels.c.id == t.undos.c.label, t.labels.c.sent).exists(),
-                )
-                .order_by(t.undos.c.t_ns)
-                .limit(limit)
-            ).all()
-        found = [Unsent(r.drone, r.id, int(r.query), r.answer) for r in labels]
-        return found or [Unsent(r.drone, r.label) for r in undos]
+            if found := db.execute(waiting.limit(limit)).all():
+                return [Unsent(r.drone, r.id, int(r.query), r.answer) for r in found]
+            # only now the undos: the drone must have heard of an answer before it is taken back
+            undone = select(t.undos).where(~t.undos.c.sent, t.undos.c.drone == drone).order_by(t.undos.c.t_ns)
+            return [Unsent(r.drone, r.label) for r in db.execute(undone.limit(limit))]
 
     def mark_sent(self, item: Unsent) -> None:
         """Note that the link has taken over `item`."""
