@@ -227,7 +227,8 @@ const MIRROR = {
   differs: ["✗ mirror differs", "bad"],
   none: ["✗ no mirror", "bad"],
 };
-const bytes = (n) => (n < 1e4 ? `${n} B` : n < 1e6 ? `${(n / 1e3).toFixed(1)} kB` : `${(n / 1e6).toFixed(1)} MB`);
+const digits = (x) => x.toFixed(x < 10 ? 1 : 0);
+const bytes = (n) => (n < 1e3 ? `${n} B` : n < 1e6 ? `${digits(n / 1e3)} kB` : `${digits(n / 1e6)} MB`);
 const ago = (s) => (s < 90 ? `${Math.max(0, Math.round(s))} s` : s < 5400 ? `${Math.round(s / 60)} min` : `${Math.round(s / 3600)} h`);
 
 function showFacts() {
@@ -238,22 +239,22 @@ function showFacts() {
   const away = `away for ${ago(Date.now() / 1000 - d.seen_s)}`;
   const facts = [
     ["Link", d.connected ? "connected" : away, d.connected ? "good" : "bad"],
+    [`Model ${d.model_hash.slice(0, 8)}`, mirror, mood, d.model_hash],
     ["Frame", s.frame.toLocaleString("en")],
     ["Rate", `${s.fps.toFixed(1)} fps`],
     ["Latency", `${s.latency_ms.toFixed(0)} ms`, "minor"],
     ["Dropped", s.dropped, s.dropped ? "warn" : ""],
     ["Learner", s.learner],
-    ["Labels", s.labels === d.labels ? d.labels : `${s.labels} of ${d.labels}`],
+    ["Labels", s.labels === d.labels ? d.labels : `${s.labels} of ${d.labels}`, "", "used by the drone, of all answers"],
     ["Updates", s.updates],
     ["Rolled back", s.rollbacks, s.rollbacks ? "warn minor" : "minor"],
     ["Up / down", `${bytes(d.bytes.up)} / ${bytes(d.bytes.down)}`],
     ["Recorder", s.recorder, "minor"],
-    [`Model ${d.model_hash.slice(0, 8)}`, mirror, mood],
   ];
-  const nodes = facts.map(([name, value, kind = ""]) =>
+  const nodes = facts.map(([name, value, kind = "", title = ""]) =>
     make("div", { className: kind.includes("minor") ? "minor" : "" },
       make("dt", { textContent: name }),
-      make("dd", { textContent: value, className: kind, title: name.startsWith("Model") ? d.model_hash : "" })),
+      make("dd", { textContent: value, className: kind, title })),
   );
   $("facts").replaceChildren(...nodes);
   const last = d.notices.at(-1);
@@ -289,13 +290,13 @@ function showAnswers() {
   const buttons = classes.map((name, i) => button(name, name, i < 9 ? i + 1 : "", ""));
   $("answers").replaceChildren(...buttons, button("Don’t know", "", "0", "unsure"));
   $("answers").dataset.classes = JSON.stringify(classes);
-  const entry = (kind, text, variable) => {
-    const mark = make("i", { className: kind });
+  const entry = (text, variable) => {
+    const mark = make("i");
     if (variable) mark.style.setProperty("--class", `var(${variable})`);
     return make("li", {}, mark, text);
   };
-  const entries = classes.map((name) => entry("", name, classColour(name)));
-  $("legend").replaceChildren(...entries, entry("grey", "don’t know"), entry("hollow", "open"));
+  const entries = classes.map((name) => entry(name, classColour(name)));
+  $("legend").replaceChildren(...entries, entry("don’t know", "--soft"), entry("open"));
 }
 
 function showQuestion() {

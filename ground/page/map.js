@@ -212,12 +212,13 @@ export function drawGrid(canvas, seen, classes, classColour) {
   seen.classes.forEach((number, i) => {
     const [x, y] = [left + (i % seen.cols) * side, Math.floor(i / seen.cols) * side];
     const name = classes[number] ?? "?";
-    ctx.globalAlpha = 0.25 + 0.75 * seen.confidence[i];
+    const alpha = 0.25 + 0.75 * seen.confidence[i];
+    ctx.globalAlpha = alpha;
     ctx.fillStyle = colour(classColour(name));
     ctx.fillRect(x + 1, y + 1, side - 2, side - 2);
     ctx.globalAlpha = 1;
     if (side < 16) return;
-    ctx.fillStyle = colour("--panel");
+    ctx.fillStyle = colour(alpha > 0.62 ? "--panel" : "--text");
     ctx.fillText(name[0].toUpperCase(), x + side / 2, y + side / 2);
   });
 }
