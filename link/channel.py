@@ -16,7 +16,7 @@ from typing import Annotated
 
 import msgspec
 
-from link.codec import decode, encode, is_reliable, refuse
+from link.codec import decode, encode, refuse
 from link.messages import MAX_MESSAGE_BYTES, Casual, Message, Reliable
 from link.store import Store
 from models.errors import LinkError
@@ -250,7 +250,7 @@ class Channel:
             return
         try:
             message = decode(frame.body)
-            if not is_reliable(message):
+            if not isinstance(message, Reliable):
                 refuse(frame.body, f"a numbered {type(message).__name__}")
         except LinkError:
             self.refused += 1

@@ -3,11 +3,11 @@
 Whatever is wrong with received bytes comes out as one `LinkError`, so that a reader has one thing to catch.
 """
 
-from typing import NoReturn, TypeGuard
+from typing import NoReturn
 
 import msgspec
 
-from link.messages import MAX_MESSAGE_BYTES, Casual, Message, Reliable
+from link.messages import MAX_MESSAGE_BYTES, Message
 from models.errors import LinkError
 
 ENVELOPE_BYTES = 32
@@ -45,11 +45,6 @@ def decode(data: bytes) -> Message:
         return _decoder.decode(data)
     except (ValueError, RecursionError) as error:
         refuse(data, str(error), error)
-
-
-def is_reliable(message: Message) -> TypeGuard[Reliable]:
-    """Whether the message is numbered, kept until acknowledged and repeated; casual ones are sent once."""
-    return not isinstance(message, Casual)
 
 
 def refuse(data: bytes, reason: str, cause: BaseException | None = None) -> NoReturn:

@@ -3,6 +3,7 @@
 Survives SIGKILL and loss of power at any moment, and its own damage: a drone must fly on.
 """
 
+import contextlib
 import logging
 import os
 import secrets
@@ -15,7 +16,7 @@ from typing import Any
 
 from models.errors import LinkError
 
-_log = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 _SCHEMA_VERSION = 1
 _SCHEMA = (
     # AUTOINCREMENT, because an id must stay larger than all before it even when the table was empty in between
@@ -67,10 +68,9 @@ class Store:
 
     def commit(self) -> None:
         """Make everything executed so far durable. Raises LinkError, and then all of it is undone."""
-        if not self._db.in_transaction:
-            return
         try:
-            self._db.execute("COMMIT")
+            if self._db.in_transaction:
+                self._db.execute("COMMIT")
         except sqlite3.Error as error:
             self._lost(error)
             raise self._failed("cannot be written", error) from error
@@ -122,12 +122,12 @@ class Store:
                 f"{self.path} is damaged ({reason}) and cannot be moved aside ({error.strerror}): move it away by hand"
             ) from error
         self.moved_aside = target
-        _log.error("%s is damaged (%s): moved to %s, going on with an empty one", self.path, reason, target)
+        _logger.error("%s is damaged (%s): moved to %s, going on with an empty one", self.path, reason, target)
 
     def _lost(self, error: sqlite3.Error) -> None:
         self.losses += 1
         self.damaged |= _is_damage(error)
-        if self._db.in_transaction:
+        with contextlib.suppress(sqlite3.Error):  # closed, or rolled back already
             self._db.execute("ROLLBACK")
 
     def _failed(self, what: str, error: sqlite3.Error) -> LinkError:
