@@ -1,0 +1,71 @@
+"""Where frames come from: `open_source` turns a URI into a `Source`.
+
+::
+
+    flights/monday/               a folder of photos            photos.py
+    flights/monday.mp4            a video file                  video.py
+    v4l2:///dev/video0            a camera of this machine      v4l2.py
+    sim://?seed=0&frames=120      a simulated flight            onboard.sim
+"""
+
+from pathlib import Path
+
+from models.errors import SourceError
+from onboard.frame import Source
+from onboard.sources.photos import SUFFIXES as PHOTO_SUFFIXES
+from onboard.sources.photos import PhotoSource
+from onboard.sources.v4l2 import V4L2Source
+from onboard.sources.video import SUFFIXES as VIDEO_SUFFIXES
+from onboard.sources.video import VideoSource
+
+__all__ = ["open_source"]
+
+_KINDS = "a folder of photos, a video file, v4l2:///dev/video0 or sim://"
+
+
+def open_source(uri: str) -> Source:
+    """Open the camera, folder, video or simulated flight that `uri` names.
+
+    Parameters
+    ----------
+    uri : str
+        A path (folder or video file), ``v4l2://`` with a device path, or ``sim://`` with parameters.
+
+    Raises
+    ------
+    SourceError
+        Nothing is there, it cannot be read, or the URI is not understood; the message says what to do.
+    """
+    if not uri.strip() or "\0" in uri:
+        raise SourceError(f"{uri!r} names no source; give {_KINDS}")
+    scheme, separator, _ = uri.partition("://")
+    if not separator:
+        return _open_path(uri)
+    if scheme == "v4l2":
+        return V4L2Source(uri)
+    if scheme == "sim":
+        from onboard.sim import SimSource  # the drone's own flights never need the simulator
+
+        return SimSource(uri)
+    raise SourceError(f"{uri}: there is no source of the kind '{scheme}://'; give {_KINDS}")
+
+
+def _open_path(text: str) -> Source:
+    path = Path(text).expanduser()
+    try:
+        if path.is_dir():
+            return PhotoSource(path)
+        if not path.exists():
+            raise SourceError(f"{path}: there is no such file or folder; give {_KINDS}")
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be opened: {error.strerror or error}") from error
+    if path.is_char_device():
+        raise SourceError(f"{path} is a device; write v4l2://{path} to use it as a camera")
+    suffix = path.suffix.lower()
+    if suffix in VIDEO_SUFFIXES:
+        return VideoSource(path)
+    if suffix in PHOTO_SUFFIXES:
+        raise SourceError(f"{path} is one photo; give the folder that holds the flight's photos: {path.parent}")
+    raise SourceError(
+        f"{path} is neither a folder nor a video by its name; videos end in {' '.join(sorted(VIDEO_SUFFIXES))}"
+    )

@@ -1,0 +1,116 @@
+"""A video file, frame by frame, with the times that its container gives.
+
+Frames are decoded when they are asked for. Where a file is damaged, what can be decoded before and after is yielded
+and the gap is put down in `skipped`.
+"""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+from models.errors import SourceError
+from onboard.frame import Frame, Pose, Skipped
+
+SUFFIXES = frozenset(
+    {".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"}
+    | {".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".vob", ".webm", ".wmv"}
+)
+END_TOLERANCE_S = 0.5
+"""A file that ends earlier than its header says, by more than this, is taken for cut off."""
+
+
+class VideoSource:
+    """The first video stream of a file; a frame's name is its number, its time counts from the recording's start.
+
+    `length` is the container's own count and may be None. A frame that cannot be decoded takes a number too, as far
+    as the decoder tells.
+
+    Raises
+    ------
+    SourceError
+        The file cannot be read, is no video, has no video stream, or not one frame can be decoded.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.uri = str(path)
+        self.live = False
+        self.skipped: list[Skipped] = []
+        self._closed = threading.Event()
+        try:
+            with av.open(self.uri) as container:
+                if not container.streams.video:
+                    raise SourceError(f"{path}: there is no video in this file, only {_kinds(container)}")
+                stream = container.streams.video[0]
+                rate = stream.average_rate or stream.guessed_rate
+                self.length: int | None = stream.frames or None
+                self.fps: float | None = float(rate) if rate else None
+                self._duration_s = _duration_s(container, stream)
+        except av.FFmpegError as error:
+            raise SourceError(f"{path}: cannot be read as a video: {_words(error)}; does it play elsewhere?") from error
+        if next(self.frames(), None) is None:
+            raise SourceError(f"{path}: not one frame of this video can be decoded; does it play elsewhere?")
+        self.skipped.clear()
+
+    def frames(self) -> Iterator[Frame]:
+        """Yield the frames from the start of the file until its end or `close`."""
+        index, t_ns = 0, 0
+        for image, time_s, reason in self._decoded():
+            if self._closed.is_set():
+                return
+            if image is None:
+                self.skipped.append(Skipped(name=str(index), reason=reason))
+            else:
+                # Damage can put frames out of order; a frame without a time shares that of the one before.
+                t_ns = t_ns if time_s is None else max(t_ns, round(time_s * 1e9))
+                yield Frame(index=index, t_ns=t_ns, name=str(index), image=image, pose=Pose())
+            index += 1
+        end_s = t_ns / 1e9
+        if self._duration_s is not None and end_s + END_TOLERANCE_S < self._duration_s:
+            reason = f"the file ends after {end_s:.1f} of {self._duration_s:.1f} s"
+            self.skipped.append(Skipped(name=str(index), reason=reason))
+
+    def close(self) -> None:
+        """End iterating at the next frame; the file is closed with it."""
+        self._closed.set()
+
+    def _decoded(self) -> Iterator[tuple[NDArray[np.uint8] | None, float | None, str]]:
+        """Yield (image, seconds, "") or (None, None, reason)."""
+        try:
+            with av.open(self.uri) as container:
+                for packet in container.demux(container.streams.video[0]):
+                    try:
+                        frames = packet.decode()
+                    except av.FFmpegError as error:
+                        yield None, None, f"damaged: {_words(error)}"
+                        continue
+                    for frame in frames:
+                        if frame.is_corrupt:
+                            yield None, None, "damaged: only a part of the frame could be decoded"
+                        else:
+                            yield _image(frame), frame.time, ""
+        except av.FFmpegError as error:
+            yield None, None, f"the file cannot be read any further: {_words(error)}"
+
+
+def _image(frame: av.VideoFrame) -> NDArray[np.uint8]:
+    image = frame.to_ndarray(format="bgr24")
+    quarters = round(frame.rotation / 90) % 4  # the display matrix turns counter-clockwise, as np.rot90 does
+    return np.asarray(np.ascontiguousarray(np.rot90(image, quarters)) if quarters else image, np.uint8)
+
+
+def _duration_s(container: av.container.InputContainer, stream: av.VideoStream) -> float | None:
+    if stream.duration is not None and stream.time_base is not None:
+        return float(stream.duration * stream.time_base)
+    return None if container.duration is None else container.duration / av.time_base
+
+
+def _kinds(container: av.container.InputContainer) -> str:
+    return ", ".join(sorted({stream.type for stream in container.streams})) or "nothing that can be played"
+
+
+def _words(error: av.FFmpegError) -> str:
+    return (error.strerror or type(error).__name__).removesuffix(":").lower()
