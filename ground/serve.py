@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import uvicorn
-from link.station import StationLink
 
 from ground.station import FindBase, Station
 from ground.store import Store
 from ground.web import Events, make_app
 from link.keys import StationKeys
+from link.station import StationLink
 from models import artifact
 from models.errors import ArtifactError, HadanetError, StationError
 from models.model import Model

@@ -10,11 +10,11 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 import msgspec
-from link.mirror import Mirror as ModelMirror
 
+from ground.checks import check_detections, check_hello, check_integers, check_query, check_status
 from ground.store import DroneRow, StorageError, Store, UnknownError, Unsent
 from link.messages import (
     HASH_BYTES,
@@ -31,16 +31,16 @@ from link.messages import (
     Undo,
     Welcome,
 )
+from link.mirror import Mirror as ModelMirror
+from link.station import StationLink
 from models.errors import ArtifactError, DeltaError, HadanetError, LinkError, StationError
-from models.model import MAX_CLASSES, Model
+from models.model import Model
 
 RESYNC_EVERY_S = 5.0
 """A drone is asked for its whole model at most this often."""
 RESYNC_PATIENCE_S = 10.0
 """How long a mirror may differ with no delta arriving before the station asks; doubled up to `RESYNC_LONGEST_S`."""
 RESYNC_LONGEST_S = 600.0
-MAX_JPEG_BYTES = 200 * 1024
-MAX_NAME_CHARS = 256
 MAX_TRACK_POINTS = 2000
 MAX_MAP_QUERIES = 1000
 NOTICES = 20
@@ -50,19 +50,6 @@ FindBase = Callable[[bytes, tuple[str, ...]], Model]
 """The base model with a hash, for a drone that tells these classes apart; raises ArtifactError."""
 
 log = logging.getLogger("ground")
-
-
-class Link(Protocol):
-    """What the station needs of `link.station.StationLink`."""
-
-    def post(self, drone: str, message: Message) -> None:
-        """Hand over a message; a reliable one is on disk when this returns."""
-
-    def connected(self, drone: str) -> bool:
-        """Whether the drone is there now."""
-
-    def stats(self, drone: str) -> Any:
-        """Counters of the drone's connection."""
 
 
 @dataclass
@@ -98,11 +85,11 @@ class Station:
         self._store = store
         self._find_base = find_base
         self._clock = clock
-        self._link: Link | None = None
+        self._link: StationLink | None = None
         self._listeners: list[Callable[[str, str], None]] = []
         self._drones = {row.name: self._revive(row) for row in store.drones()}
 
-    def attach(self, link: Link) -> None:
+    def attach(self, link: StationLink) -> None:
         """Send through `link` from now on, first of all what a crash kept back."""
         self._link = link
         self._hand_over()
@@ -124,7 +111,6 @@ class Station:
                 self._on_hello(drone, message)
                 return
             live = self._live(drone)
-            _check_numbers(message)
             match message:
                 case Query():
                     self._on_query(live, message)
@@ -149,14 +135,7 @@ class Station:
         self._tell("drone", drone)
 
     def _on_hello(self, drone: str, hello: Hello) -> None:
-        if hello.protocol != PROTOCOL:
-            raise LinkError(f"it speaks protocol {hello.protocol}, this station {PROTOCOL}: update the older one")
-        if len(hello.base_hash) != HASH_BYTES or len(hello.model_hash) != HASH_BYTES:
-            raise LinkError(f"a model hash has {HASH_BYTES} bytes")
-        if not 1 <= len(hello.classes) <= MAX_CLASSES or any(not 0 < len(c) <= MAX_NAME_CHARS for c in hello.classes):
-            raise LinkError(f"a drone has 1 to {MAX_CLASSES} classes with names of 1 to {MAX_NAME_CHARS} characters")
-        if not (0 < hello.rows <= 255 and 0 < hello.cols <= 255 and 0 <= hello.boot < 2**64):
-            raise LinkError(f"a grid of {hello.rows} x {hello.cols} tiles or the boot number {hello.boot} cannot be")
+        check_hello(hello)
         self._store.save_drone(drone, hello)
         row = next(row for row in self._store.drones() if row.name == drone)
         live = self._drones.get(drone)
@@ -167,33 +146,25 @@ class Station:
             self._drones[drone] = live = fresh
         live.row = row
         live.patience = RESYNC_PATIENCE_S
-        mirror_hash = b"" if live.mirror is None else _digest(live.mirror)
+        mirror_hash = b"" if live.mirror is None else live.mirror.hash
         self._post(drone, Welcome(protocol=PROTOCOL, t_ns=time.time_ns(), mirror_hash=mirror_hash))
         self._tell("drone", drone)
 
     def _on_query(self, live: _Live, query: Query) -> None:
-        if not 0 <= query.id < 2**64:
-            raise LinkError(f"{query.id} is not a question's number")
-        if not (0 <= query.row < live.row.rows and 0 <= query.col < live.row.cols):
-            raise LinkError(f"row {query.row}, column {query.col} lies outside the grid")
-        if not query.jpeg.startswith(b"\xff\xd8") or len(query.jpeg) > MAX_JPEG_BYTES:
-            raise LinkError(f"its picture is not a JPEG of at most {MAX_JPEG_BYTES >> 10} KiB")
-        if not 0 <= query.confidence <= 1 or len(query.frame_name) > MAX_NAME_CHARS:
-            raise LinkError("its confidence is not within 0 and 1, or the frame's name is too long")
+        query = check_query(query, live.row.rows, live.row.cols)
         classes = live.row.classes
         guess = classes[query.guess] if 0 <= query.guess < len(classes) else ""
-        lat, lon = _place(query.lat_deg, query.lon_deg)
-        query = msgspec.structs.replace(query, lat_deg=lat, lon_deg=lon)
         if self._store.add_query(live.row.name, query, guess):
             self._tell("query", live.row.name)
 
     def _on_delta(self, live: _Live, delta: Delta) -> None:
+        check_integers(delta)
         name, base = live.row.name, live.row.base_hash
         if live.mirror is None:  # kept, so that the mirror can follow once the base model is there
             self._store.add_delta(name, base, delta)
             self._tell("drone", name)
             return
-        again = _digest(live.mirror) != delta.parent != base and self._store.has_delta(name, delta)
+        again = live.mirror.hash != delta.parent != base and self._store.has_delta(name, delta)
         if not again:
             try:
                 live.mirror.apply(delta)
@@ -210,22 +181,11 @@ class Station:
                 live.row, model_hash=delta.result, classes=tuple(live.mirror.model.classes)
             )
             live.differs_since, live.patience = None, RESYNC_PATIENCE_S
-        self._post(name, Mirror(model_hash=_digest(live.mirror), deltas=live.mirror.applied))
+        self._post(name, Mirror(model_hash=live.mirror.hash, deltas=live.mirror.applied))
         self._tell("drone", name)
 
     def _on_status(self, live: _Live, status: Status) -> None:
-        lat, lon = _place(status.lat_deg, status.lon_deg)
-        status = msgspec.structs.replace(
-            status,
-            lat_deg=lat,
-            lon_deg=lon,
-            alt_m=_finite(status.alt_m),
-            yaw_deg=_finite(status.yaw_deg),
-            fps=_finite(status.fps) or 0.0,
-            latency_ms=_finite(status.latency_ms) or 0.0,
-            learner=status.learner[:MAX_NAME_CHARS],
-            recorder=status.recorder[:MAX_NAME_CHARS],
-        )
+        status = check_status(status)
         if len(status.model_hash) == HASH_BYTES:
             live.row = msgspec.structs.replace(live.row, model_hash=status.model_hash)
         live.status = status
@@ -233,9 +193,7 @@ class Station:
         self._tell("drone", live.row.name)
 
     def _on_detections(self, live: _Live, seen: Detections) -> None:
-        tiles = seen.rows * seen.cols
-        if not (0 < seen.rows <= 255 and 0 < seen.cols <= 255 and len(seen.classes) == len(seen.confidence) == tiles):
-            raise LinkError(f"{len(seen.classes)} classes do not fill a grid of {seen.rows} x {seen.cols} tiles")
+        check_detections(seen)
         live.seen = seen
         self._store.save_detections(live.row.name, seen)
         self._tell("seen", live.row.name)
@@ -287,7 +245,7 @@ class Station:
         """Once a second: hand over what other processes stored, and ask for models that stay different."""
         self._hand_over()
         for live in self._drones.values():
-            if live.mirror is None or _digest(live.mirror) == live.row.model_hash or not self._connected(live.row.name):
+            if live.mirror is None or live.mirror.hash == live.row.model_hash or not self._connected(live.row.name):
                 live.differs_since = None
                 continue
             now = self._clock()
@@ -308,7 +266,7 @@ class Station:
         """How a drone is, ready for JSON; numbers above 53 bits are text."""
         live = self._live(drone)
         status, row, store = live.status or Status(frame=0, t_ns=0), live.row, self._store
-        mirror = b"" if live.mirror is None else _digest(live.mirror)
+        mirror = b"" if live.mirror is None else live.mirror.hash
         equal = mirror == row.model_hash
         late = live.differs_since is None or self._clock() - live.differs_since < RESYNC_PATIENCE_S
         return {
@@ -329,7 +287,7 @@ class Station:
             "deltas": 0 if live.mirror is None else live.mirror.applied,
             "labels": store.count_labels(drone),
             "open": store.count_open(drone),
-            "bytes": self._bytes(drone),
+            "link": self._describe_link(drone),
             "refused": live.refused,
             "notices": [{"t_s": round(when, 3), "text": text} for when, text in live.notices],
         }
@@ -419,9 +377,14 @@ class Station:
     def _connected(self, drone: str) -> bool:
         return self._link is not None and self._link.connected(drone)
 
-    def _bytes(self, drone: str) -> dict[str, int]:
-        stats = None if self._link is None else self._link.stats(drone)
-        return {"up": getattr(stats, "bytes_up", 0), "down": getattr(stats, "bytes_down", 0)}
+    def _describe_link(self, drone: str) -> dict[str, Any]:
+        try:
+            stats = None if self._link is None else self._link.stats(drone)
+        except LinkError as error:  # its keys were taken away
+            return {"up": 0, "down": 0, "pending": 0, "problem": str(error)}
+        if stats is None:
+            return {"up": 0, "down": 0, "pending": 0, "problem": ""}
+        return {"up": stats.bytes_up, "down": stats.bytes_down, "pending": stats.pending, "problem": stats.problem}
 
     def _notice(self, live: _Live, text: str) -> None:
         live.notices.append((time.time(), text))
@@ -430,26 +393,3 @@ class Station:
     def _tell(self, kind: str, drone: str) -> None:
         for listener in self._listeners:
             listener(kind, drone)
-
-
-def _digest(mirror: ModelMirror) -> bytes:
-    return mirror.hash
-
-
-def _check_numbers(message: Message) -> None:
-    """Integers must fit the database; question numbers have a check of their own."""
-    for name in message.__struct_fields__:
-        value = getattr(message, name)
-        if isinstance(value, int) and name != "id" and not -(2**63) <= value < 2**63:
-            raise LinkError(f"its {name} {value} does not fit 64 bits")
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
-
-
-def _place(lat_deg: float | None, lon_deg: float | None) -> tuple[float | None, float | None]:
-    """The position, or (None, None) where it is not on Earth."""
-    if lat_deg is None or lon_deg is None or not (-90 <= lat_deg <= 90 and -180 <= lon_deg <= 180):
-        return None, None
-    return lat_deg, lon_deg

@@ -400,13 +400,16 @@ def _query_row(row: Any) -> QueryRow:
 
 
 def _insert_new(db: Connection, table: Table, key: dict[str, Any], values: dict[str, Any]) -> bool:
-    if db.execute(select(*table.primary_key).where(*(table.c[k] == v for k, v in key.items()))).first():
+    there = select(*table.primary_key).where(*(table.c[k] == v for k, v in key.items()))
+    if db.execute(there).first():
         return False
     try:
         with db.begin_nested():
             db.execute(insert(table).values(**key, **values))
-    except IntegrityError:  # another process was faster
-        return False
+    except IntegrityError:
+        if db.execute(there).first() is None:
+            raise
+        return False  # another process was faster
     return True
 
 

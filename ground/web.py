@@ -93,19 +93,19 @@ class Events:
         try:
             yield b"retry: 1000\nevent: reload\ndata: {}\n\n"
             while not self._closed:
-                try:
-                    await asyncio.wait_for(client.wake.wait(), KEEPALIVE_S)
-                except TimeoutError:
-                    yield b"event: alive\ndata: {}\n\n"  # the page notices a dead station by their absence
-                    continue
-                client.wake.clear()
                 if client.lost:
                     client.lost = False
                     client.waiting.clear()
                     yield b"event: reload\ndata: {}\n\n"
-                while client.waiting:
+                elif client.waiting:
                     kind, drone = client.waiting.popleft()
                     yield f"event: {kind}\ndata: ".encode() + msgspec.json.encode(render(kind, drone)) + b"\n\n"
+                else:
+                    client.wake.clear()
+                    try:
+                        await asyncio.wait_for(client.wake.wait(), KEEPALIVE_S)
+                    except TimeoutError:
+                        yield b"event: alive\ndata: {}\n\n"  # its absence tells the page that the station is dead
         finally:
             self._clients.discard(client)
 

@@ -248,7 +248,7 @@ function showFacts() {
     ["Labels", s.labels === d.labels ? d.labels : `${s.labels} of ${d.labels}`, "", "used by the drone, of all answers"],
     ["Updates", s.updates],
     ["Rolled back", s.rollbacks, s.rollbacks ? "warn minor" : "minor"],
-    ["Up / down", `${bytes(d.bytes.up)} / ${bytes(d.bytes.down)}`],
+    ["Up / down", `${bytes(d.link.up)} / ${bytes(d.link.down)}`],
     ["Recorder", s.recorder, "minor"],
   ];
   const nodes = facts.map(([name, value, kind = "", title = ""]) =>
@@ -259,7 +259,7 @@ function showFacts() {
   $("facts").replaceChildren(...nodes);
   const last = d.notices.at(-1);
   const recent = last && Date.now() / 1000 - last.t_s < 30 ? `${d.name}: ${last.text}` : "";
-  const notice = d.no_mirror || recent;
+  const notice = d.link.problem || d.no_mirror || recent;
   if ($("notice").textContent !== notice) $("notice").textContent = notice;
 }
 
