@@ -33,7 +33,7 @@ MAX_PENDING_BYTES = 64 * 1024 * 1024
 """The same in bytes."""
 
 _Boot = Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
-_Seq = Annotated[int, msgspec.Meta(ge=1, lt=2**63)]
+_Seq = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
 
 
 class _Data(msgspec.Struct, frozen=True, array_like=True, tag=64):

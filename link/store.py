@@ -28,17 +28,20 @@ _SCHEMA = (
     " PRIMARY KEY (peer, boot)) STRICT, WITHOUT ROWID",
 )
 
+_PROBES = ("SELECT id, peer, boot, seq, body FROM outbox", "SELECT peer, boot, seq FROM inbox")
+
 
 class Store:
-    """The SQLite file of one process's channels: write-ahead log, a full sync per commit, mode 0600.
+    """A SQLite file of one process, by default that of its channels: write-ahead log, a full sync per commit, mode 0600.
 
     A damaged file is moved aside (`moved_aside` is its new path) and an empty one takes its place, because a drone must
     fly on. `boot` numbers this opening of the file. Raises LinkError where the file cannot be opened, written or moved,
     or another process has it open.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, schema: Sequence[str] = _SCHEMA, probes: Sequence[str] = _PROBES) -> None:
         self.path = path
+        self._schema, self._probes = schema, probes
         self.boot = secrets.randbits(32)
         self.moved_aside: Path | None = None
         self.damaged = False
@@ -100,12 +103,12 @@ class Store:
             if version not in (0, _SCHEMA_VERSION):
                 raise _Damaged(f"schema version {version} is unknown")
             self._db.execute("BEGIN IMMEDIATE")
-            for statement in (*_SCHEMA, f"PRAGMA user_version={_SCHEMA_VERSION}"):
+            for statement in (*self._schema, f"PRAGMA user_version={_SCHEMA_VERSION}"):
                 self._db.execute(statement)
             self._db.execute("COMMIT")
             # a table of the same name and other columns is no file of ours
-            self._db.execute("SELECT id, peer, boot, seq, body FROM outbox LIMIT 1").fetchall()
-            self._db.execute("SELECT peer, boot, seq FROM inbox LIMIT 1").fetchall()
+            for probe in self._probes:
+                self._db.execute(f"{probe} LIMIT 1").fetchall()
         except sqlite3.Error:
             self._db.close()
             raise
