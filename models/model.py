@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from types import MappingProxyType
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from models.errors import ArtifactError
 from models.network import NetworkSpec
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 
 MAX_CLASSES = 100
 
@@ -73,5 +74,5 @@ def _check(tensors: Mapping[str, Array], shapes: Mapping[str, tuple[str, tuple[i
             raise ArtifactError(f"tensor {name} is {array.dtype} {array.shape}, the network needs {dtype} {shape}")
         if dtype == "float32" and not np.isfinite(array).all():
             raise ArtifactError(f"tensor {name} holds values that are not finite")
-        if name.endswith(".q") and array.size and not 1 <= int(array.min()) <= int(array.max()) <= 127:  # type: ignore[type-var]
+        if name.endswith(".q") and array.size and not 1 <= int(array.min()) <= int(array.max()) <= 127:
             raise ArtifactError(f"tensor {name} holds block scales outside 1..127")

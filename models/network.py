@@ -5,6 +5,7 @@ A network is a float stem, binary blocks, and a feature vector; `docs/architectu
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from models.binarize import binarize
 from models.bits import unpack_signs
 
-Tensors = Mapping[str, NDArray[np.generic]]
+Tensors = Mapping[str, NDArray[Any]]
 Floats = NDArray[np.float32]
 
 HEAD_STEP = 2.0**-9

@@ -1,0 +1,78 @@
+"""The command `hadanet`: look into an artifact, train one."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from models import artifact
+from models.errors import HadanetError
+
+
+def _info(args: argparse.Namespace) -> int:
+    about = artifact.describe(args.artifact)
+    model = artifact.load(args.artifact)
+    parts = {
+        "binary weights": sum(8 * a.size for n, a in model.tensors.items() if n.endswith(".bits")),
+        "block scales": sum(a.size for n, a in model.tensors.items() if n.endswith(".q")),
+        "float parameters": sum(a.size for a in model.tensors.values() if a.dtype.name == "float32"),
+    }
+    facts = {
+        "hash": model.hash,
+        "network": model.spec.name,
+        "input": f"{model.spec.input_size} x {model.spec.input_size} x 3",
+        "blocks": len(model.spec.blocks),
+        "features": model.spec.feature_count,
+        "classes": list(model.classes),
+        "bytes": args.artifact.stat().st_size,
+        **parts,
+        **{name: about[name] for name in ("scores", "data", "torch", "recipe") if name in about},
+    }
+    if args.json:
+        sys.stdout.write(json.dumps(facts) + "\n")
+    else:
+        for name, value in facts.items():
+            text = ", ".join(value) if isinstance(value, list) else str(value)
+            sys.stdout.write(f"{name + ':':18}" + text.replace("\n", "\n" + " " * 18) + "\n")
+    return 0
+
+
+def _train(args: argparse.Namespace) -> int:
+    try:
+        from models.training import trainer
+    except ModuleNotFoundError as error:
+        raise HadanetError(f"training needs {error.name}: pip install 'hadanet-uav[train]'") from error
+    scores = trainer.run(args.recipe, args.out)
+    sys.stdout.write(f"{args.out}: {json.dumps(scores)}\n")
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line of `hadanet`."""
+    top = argparse.ArgumentParser(prog="hadanet", description=__doc__)
+    verbs = top.add_subparsers(dest="verb", required=True)
+    info = verbs.add_parser("info", help="what is in an artifact", epilog="example: hadanet info model.safetensors")
+    info.add_argument("artifact", type=Path, nargs="?", default=artifact.DEFAULT)
+    info.add_argument("--json", action="store_true", help="one line of JSON")
+    info.set_defaults(run=_info)
+    train = verbs.add_parser(
+        "train", help="train a network", epilog="example: hadanet train models/zoo/default.toml --out my.safetensors"
+    )
+    train.add_argument("recipe", type=Path)
+    train.add_argument("--out", type=Path, required=True, help="the artifact to write")
+    train.set_defaults(run=_train)
+    return top
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run `hadanet`; a user's mistake is one line on stderr and exit status 1."""
+    args = parser().parse_args(argv)
+    try:
+        return int(args.run(args))
+    except HadanetError as error:
+        sys.stderr.write(f"hadanet: {error}\n")
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,140 @@
+"""HadaNet layers for PyTorch. Values and gradients equal `models.binarize` (a test compares them).
+
+Latent weights are float (out, k, k, in), so that blocks run along K = (kh, kw, c) as they do in flight.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from models.bits import pack_signs
+from models.network import POOL_EPSILON, Block, NetworkSpec
+
+Q_MAX = 127
+"""Block scales are integers 1..127 times one float per output channel."""
+
+
+class _Binarize(torch.autograd.Function):
+    """Blocks of beta along the last axis, 0 for the whole axis: eq. 1 and 2 forward, eq. 5 and 6 backward."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, beta: int) -> Tensor:  # type: ignore[no-untyped-def, override]
+        k = x.shape[-1]
+        beta = beta or k
+        blocks = F.pad(x, (0, -k % beta)).unflatten(-1, (-1, beta))
+        length = torch.full((blocks.shape[-2], 1), beta, dtype=x.dtype, device=x.device)
+        length[-1] -= -k % beta
+        signs = torch.where(blocks >= 0, 1.0, -1.0).to(x.dtype)
+        delta = blocks.abs().sum(-1, keepdim=True) / length
+        ctx.save_for_backward(signs, delta, blocks.abs() <= 1, length)
+        return (signs * delta).flatten(-2)[..., :k]
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def, override]
+        signs, delta, passes, length = ctx.saved_tensors
+        k, beta = grad.shape[-1], signs.shape[-1]
+        blocks = F.pad(grad, (0, -k % beta)).unflatten(-1, (-1, beta))
+        out = signs * ((blocks * signs).sum(-1, keepdim=True) / length) + delta * blocks * passes
+        return out.flatten(-2)[..., :k], None
+
+
+def binarize(x: Tensor, beta: int) -> Tensor:
+    """Signs of x times the mean magnitude of their block; see `models.binarize.binarize`."""
+    return _Binarize.apply(x, beta)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class BinaryBlock(nn.Module):
+    """One `Block`: shift, binarize, convolve, BatchNorm, shortcut, PReLU. NCHW, any height and width."""
+
+    def __init__(self, spec: Block, c_in: int) -> None:
+        super().__init__()
+        k = spec.kernel
+        self.spec = spec
+        self.in_shift = nn.Parameter(torch.zeros(c_in))
+        self.weight = nn.Parameter(torch.randn(spec.channels, k, k, c_in) * (2 / (k * k * c_in)) ** 0.5)
+        self.norm = nn.BatchNorm2d(spec.channels)
+        self.act = nn.PReLU(spec.channels)
+
+    def binary_weight(self) -> Tensor:
+        """W~ as (out, k, k, in)."""
+        return binarize(self.weight.flatten(1), self.spec.beta_w).view_as(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, Cin, H, W) -> (N, Cout, H', W')."""
+        spec = self.spec
+        a = binarize(x.permute(0, 2, 3, 1) + self.in_shift, spec.beta_a).permute(0, 3, 1, 2)
+        weight = self.binary_weight().permute(0, 3, 1, 2)
+        y = self.norm(F.conv2d(a, weight, stride=spec.stride, padding=spec.kernel // 2))
+        if spec.stride == 2:
+            x = F.avg_pool2d(x, 2)
+        x = x.repeat(1, -(-spec.channels // x.shape[1]), 1, 1)[:, : spec.channels]
+        return self.act(x + y)  # type: ignore[no-any-return]
+
+
+class Net(nn.Module):
+    """A `NetworkSpec` with latent weights; input float (N, 3, S, S), RGB, normalised; output logits."""
+
+    def __init__(self, spec: NetworkSpec, classes: int) -> None:
+        super().__init__()
+        k = spec.stem.kernel
+        self.spec = spec
+        self.stem = nn.Conv2d(3, spec.stem.channels, k, spec.stem.stride, k // 2, bias=False)
+        self.stem_norm = nn.BatchNorm2d(spec.stem.channels)
+        self.stem_act = nn.PReLU(spec.stem.channels)
+        pairs = zip(spec.blocks, spec.block_inputs(), strict=True)
+        self.blocks = nn.ModuleList(BinaryBlock(block, c_in) for block, c_in in pairs)
+        self.feature_norm = nn.BatchNorm1d(spec.feature_count)
+        self.head = nn.Linear(spec.feature_count, classes)
+
+    def features(self, x: Tensor) -> Tensor:
+        """The feature vector before it is binarized, (N, F)."""
+        x = self.stem_act(self.stem_norm(self.stem(x)))
+        pooled = []
+        for i, block in enumerate(self.blocks):
+            x = block(x)
+            if i in self.spec.taps:
+                mean = x.mean((2, 3))
+                variance = (x - mean[:, :, None, None]).square().mean((2, 3))
+                pooled += [mean, (variance + POOL_EPSILON).sqrt()]
+        return self.feature_norm(torch.cat(pooled, 1))  # type: ignore[no-any-return]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, classes)."""
+        return self.head(binarize(self.features(x), self.spec.beta_f))  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def clip(self) -> None:
+        """Keep latent weights in [-1, 1], where the straight-through gradient lives (algorithm 1)."""
+        for block in self.blocks:
+            block.weight.clamp_(-1, 1)  # type: ignore[union-attr, operator]
+
+
+def _folded(norm: nn.BatchNorm2d | nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+    return scale, norm.bias - norm.running_mean * scale
+
+
+@torch.no_grad()
+def canonical(net: Net) -> dict[str, NDArray[np.generic]]:
+    """The canonical tensors but the head's: signs packed, BatchNorm folded, block scales on integers."""
+    floats: dict[str, Tensor] = {"stem.weight": net.stem.weight.permute(0, 2, 3, 1), "stem.slope": net.stem_act.weight}
+    floats["stem.scale"], floats["stem.shift"] = _folded(net.stem_norm)
+    floats["features.scale"], floats["features.shift"] = _folded(net.feature_norm)
+    packed: dict[str, NDArray[np.generic]] = {}
+    for i, block in enumerate(net.blocks):
+        assert isinstance(block, BinaryBlock)
+        latent = block.weight.flatten(1)
+        beta = block.spec.beta_w or latent.shape[1]
+        delta = binarize(latent, beta).abs()[:, ::beta]
+        s = delta.amax(1) / Q_MAX
+        packed[f"block{i}.q"] = (delta / s[:, None]).round().clamp(1, Q_MAX).numpy().astype(np.uint8)
+        packed[f"block{i}.bits"] = pack_signs(latent.numpy())
+        floats[f"block{i}.s"] = s
+        floats[f"block{i}.in_shift"] = block.in_shift
+        floats[f"block{i}.slope"] = block.act.weight
+        floats[f"block{i}.scale"], floats[f"block{i}.shift"] = _folded(block.norm)
+    return packed | {n: np.ascontiguousarray(t.numpy(), dtype=np.float32) for n, t in floats.items()}

@@ -1,0 +1,114 @@
+"""The training loop: from a recipe to a model with its scores."""
+
+import math
+import time
+from pathlib import Path
+
+import cv2
+import msgspec
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from models import artifact
+from models.model import Model
+from models.network import HEAD_STEP
+from models.training.datasets import Dataset, load
+from models.training.layers import Net, canonical
+from models.training.recipe import Augment, Recipe, read
+
+
+def views(images: Tensor, size: int, augment: Augment, random: torch.Generator) -> Tensor:
+    """Random views of uint8 (N, 3, H, W) as float (N, 3, size, size) in 0..255."""
+    n = images.shape[0]
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=random)
+
+    def factor(width: float, channels: int = 1) -> Tensor:
+        return torch.exp((uniform(n, channels, 1, 1) * 2 - 1) * width)
+
+    angle = uniform(n) * 2 * math.pi
+    scale = torch.exp(uniform(n) * -math.log(augment.min_scale) + math.log(augment.min_scale))
+    mirror = (uniform(n) < 0.5).float() * 2 - 1
+    cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
+    dx, dy = ((uniform(2, n) * 2 - 1) * (1 - scale)).unbind(0)
+    affine = torch.stack([torch.stack([cos * mirror, -sin, dx], 1), torch.stack([sin * mirror, cos, dy], 1)], 1)
+    grid = F.affine_grid(affine, [n, 3, 2 * size, 2 * size], align_corners=False)
+    x = F.grid_sample(images.float(), grid, padding_mode="reflection", align_corners=False)
+    x = F.avg_pool2d(x, 2)  # sampled twice as fine first, so that a shrunk view is not aliased
+    mean = x.mean((1, 2, 3), keepdim=True)
+    x = ((x - mean) * factor(augment.contrast) + mean) * factor(augment.gain) * factor(augment.tint, 3)
+    x = x + torch.randn(x.shape, generator=random) * uniform(n, 1, 1, 1) * augment.noise
+    return x.clamp(0, 255)
+
+
+def accuracy(model: Model, tiles: NDArray[np.uint8], labels: NDArray[np.int64]) -> float:
+    """Share of tiles that the packed model, as it flies, gets right."""
+    from models.engine import Engine
+
+    engine = Engine(model)
+    return float((engine.logits(engine.features(tiles)).argmax(1) == labels).mean())
+
+
+def finished(net: Net, class_names: tuple[str, ...]) -> Model:
+    """The trained network as a model: everything on the grids that fly."""
+    head = {
+        "head.weight": torch.round(net.head.weight / HEAD_STEP).detach().numpy().astype(np.int16),
+        "head.bias": torch.round(net.head.bias / HEAD_STEP).detach().numpy().astype(np.int16),
+    }
+    return Model(net.spec, canonical(net) | head, class_names)
+
+
+def train(recipe: Recipe, data: Dataset, progress: Progress) -> tuple[Model, dict[str, float]]:
+    """Follow the recipe; returns the model and its scores on the data set's test split."""
+    torch.manual_seed(recipe.seed)
+    random = torch.Generator().manual_seed(recipe.seed)
+    spec = recipe.network
+    net = Net(spec, len(data.class_names)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    images = torch.from_numpy(np.ascontiguousarray(data.images[~data.test][..., ::-1])).permute(0, 3, 1, 2)
+    labels = torch.from_numpy(data.labels[~data.test])
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (spec.mean, spec.std))
+    steps = len(images) // recipe.batch
+    optimizer = torch.optim.Adam(net.parameters(), lr=recipe.learning_rate)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, recipe.learning_rate, total_steps=recipe.epochs * steps, pct_start=recipe.warm_up
+    )
+    task = progress.add_task(f"training {spec.name}", total=recipe.epochs * steps)
+    start = time.monotonic()
+    for epoch in range(recipe.epochs):
+        order, total = torch.randperm(len(images), generator=random), 0.0
+        for picked in order[: steps * recipe.batch].split(recipe.batch):
+            x = (views(images[picked], spec.input_size, recipe.augment, random) - mean) / std
+            loss = F.cross_entropy(net(x), labels[picked], label_smoothing=recipe.label_smoothing)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+            net.clip()
+            total += loss.item()
+            progress.advance(task)
+        progress.update(task, description=f"{spec.name} epoch {epoch + 1}/{recipe.epochs} loss {total / steps:.3f}")
+    net.eval()
+    model = finished(net, data.class_names)
+    size = (spec.input_size, spec.input_size)
+    tiles = np.stack([cv2.resize(i, size, interpolation=cv2.INTER_AREA) for i in data.images[data.test]])
+    return model, {
+        "test_accuracy": accuracy(model, tiles.astype(np.uint8, copy=False), data.labels[data.test]),
+        "train_seconds": round(time.monotonic() - start, 1),
+    }
+
+
+def run(recipe_path: Path, out: Path) -> dict[str, float]:
+    """Train what `recipe_path` says and write the artifact `out`, with recipe, data hash and scores inside."""
+    recipe, text = read(recipe_path)
+    data = load(recipe.dataset)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns) as progress:
+        model, scores = train(recipe, data, progress)
+    about = {"recipe": text, "data": f"{data.name} sha256 {data.sha256}", "torch": torch.__version__}
+    artifact.save(model, out, **about, scores=msgspec.json.encode(scores).decode())
+    return scores

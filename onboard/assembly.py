@@ -1,0 +1,129 @@
+"""Puts the parts of a flight together from a configuration, and takes them apart in the right order."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+from link.drone import DroneLink
+from link.keys import DroneKeys
+from link.messages import PROTOCOL, Hello, Message
+from models.errors import HadanetError
+from models.model import Model
+from onboard.config import Config
+from onboard.desk import Desk, Post
+from onboard.flight import Flight
+from onboard.recorder import Recorder
+from onboard.supervisor import Process
+from onboard.worker import Setup, initial_model, learner_address
+
+_log = logging.getLogger(__name__)
+
+FLUSH_S = 10.0
+
+
+def learner_process(config: Config, state: Path) -> Process:
+    """The row of the process table for the learner of a flight with this configuration and state folder."""
+    setup = Setup(
+        address=learner_address(state),
+        state=str(state / "learner.msgpack"),
+        artifact=config.model.artifact,
+        classes=config.model.classes,
+        rows=config.camera.rows,
+        cols=config.camera.cols,
+        settings=config.learn,
+    )
+    text = msgspec.json.encode(setup).decode()
+    return Process(name="learner", command=(sys.executable, "-m", "onboard.worker", text, "--parent", str(os.getpid())))
+
+
+class Nowhere:
+    """Where messages go without a station: nobody hears them."""
+
+    def post(self, message: Message) -> None:
+        """Drop it."""
+
+
+class Assembly:
+    """Desk, link, recorder and flight of one drone; a context manager that closes them.
+
+    `post` replaces the link where a replay brings its own. Without a station the drone flies and learns alone.
+    """
+
+    def __init__(self, config: Config, state: Path, post: Callable[[Model], Post] | None = None) -> None:
+        try:
+            state.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise HadanetError(f"{state}: the state folder cannot be made: {error.strerror}; set `state`") from error
+        self.config = config
+        self.state = state
+        self.base = initial_model(config.model.artifact, config.model.classes)
+        self.link: DroneLink | None = None
+        self.recorder: Recorder | None = None
+        self._keys = DroneKeys.load(Path(config.link.keys)) if config.link.keys and post is None else None
+        if post is not None:
+            self.post = post(self.base)
+        elif self._keys is not None:
+            self.link = DroneLink(self._keys, state, self._hello, self._receive)
+            self.post = self.link
+        else:
+            self.post = Nowhere()
+        self.desk = Desk(state, self.base, config.camera.cols, self.post)
+        if config.record.folder:
+            self.recorder = Recorder(
+                Path(config.record.folder),
+                name=self.name,
+                boot=self.desk.log.boot,
+                metadata={
+                    "config": msgspec.json.encode(config).decode(),
+                    "model_hash": self.desk.model.hash,
+                    "base_hash": self.base.hash,
+                },
+                max_file_bytes=config.record.max_mb << 20,
+                min_free_bytes=config.record.min_free_mb << 20,
+            )
+        self.flight = Flight(config, self.base, self.desk, self.post, self.recorder)
+
+    @property
+    def name(self) -> str:
+        """The drone's name, as its keys give it."""
+        return self._keys.name if self._keys else "flight"
+
+    def __enter__(self) -> Self:
+        self.desk.start()
+        if self.link:
+            self.link.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.desk.close()
+        if self.link:
+            if error is None and not self.link.flush(FLUSH_S):
+                _log.warning("%d messages wait in the outbox for the station", self.link.stats.pending)
+            self.link.close()
+        if self.recorder:
+            self.recorder.close()
+
+    def _hello(self) -> Hello:
+        camera = self.config.camera
+        return Hello(
+            protocol=PROTOCOL,
+            drone=self.name,
+            boot=self.desk.log.boot,
+            base_hash=bytes.fromhex(self.base.hash),
+            model_hash=bytes.fromhex(self.desk.model.hash),
+            classes=self.base.classes,
+            rows=camera.rows,
+            cols=camera.cols,
+            t_ns=0,
+        )
+
+    def _receive(self, message: Message) -> None:
+        self.desk.receive(message)

@@ -1,0 +1,95 @@
+"""`onboard check`: is everything there that a flight needs? One line each, and what to do where it is not."""
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from link.keys import DroneKeys
+from models.errors import HadanetError, SourceError
+from onboard import config as config_file
+from onboard.config import Config
+from onboard.sources import open_source
+from onboard.worker import initial_model
+
+MIN_STATE_MB = 64
+EARLIEST_CLOCK_S = 1_735_689_600
+"""2025-01-01: a clock before this was never set."""
+
+
+def check(path: Path) -> Iterator[tuple[str, bool, str]]:
+    """Yield (what, whether it is good, what was found or what to do) for everything that a flight needs."""
+    try:
+        config = config_file.load(path)
+    except HadanetError as error:
+        yield "config", False, str(error)
+        return
+    yield "config", True, str(path)
+    parts: dict[str, Callable[[Config], str]] = {
+        "model": _model,
+        "camera": _camera,
+        "keys": _keys,
+        "state": _state,
+        "recording": _recording,
+        "clock": _clock,
+    }
+    for name, part in parts.items():
+        try:
+            yield name, True, part(config)
+        except HadanetError as error:
+            yield name, False, str(error)
+
+
+def _model(config: Config) -> str:
+    model = initial_model(config.model.artifact, config.model.classes)
+    return f"{model.spec.name}, {len(model.classes)} classes, {model.hash[:16]}"
+
+
+def _camera(config: Config) -> str:
+    source = open_source(config.camera.source)
+    try:
+        frame = next(iter(source.frames()), None)
+        if frame is None:
+            raise SourceError(f"{config.camera.source}: gives no frame")
+        height, width = frame.image.shape[:2]
+        return f"{config.camera.source}, {width} x {height}"
+    finally:
+        source.close()
+
+
+def _keys(config: Config) -> str:
+    if not config.link.keys:
+        return "none: flies without a ground station"
+    keys = DroneKeys.load(Path(config.link.keys))
+    return f"{keys.name}, station at {keys.address}"
+
+
+def _free(folder: Path, megabytes: int) -> str:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        free = shutil.disk_usage(folder).free >> 20
+    except OSError as error:
+        raise HadanetError(f"{folder}: cannot be written: {error.strerror}; check its owner") from error
+    if free < megabytes:
+        raise HadanetError(f"{folder}: only {free} MB free, {megabytes} MB are needed; make room")
+    return f"{folder}, {free} MB free"
+
+
+def _state(config: Config) -> str:
+    return _free(Path(config.state), MIN_STATE_MB)
+
+
+def _recording(config: Config) -> str:
+    if not config.record.folder:
+        return "off"
+    return _free(Path(config.record.folder), config.record.min_free_mb)
+
+
+def _clock(config: Config) -> str:
+    now = time.time()
+    if now < EARLIEST_CLOCK_S:
+        raise HadanetError(f"the clock says {time.strftime('%Y-%m-%d', time.gmtime(now))}: set it, by NTP or by hand")
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now))

@@ -1,0 +1,182 @@
+"""The command `onboard`: run the daemon, replay a flight, check the set-up, ask how it goes."""
+
+import argparse
+import json
+import logging
+import signal
+import sys
+import threading
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from models.errors import ConfigError, HadanetError
+from onboard import config as config_file
+from onboard import report as reports
+from onboard.assembly import learner_process
+from onboard.check import check
+from onboard.config import Config
+from onboard.desk import read_status
+from onboard.supervisor import Process, Supervisor
+
+DEFAULT_CONFIG = Path("/etc/hadanet/onboard.toml")
+
+
+def _run(args: argparse.Namespace) -> int:
+    config = config_file.load(args.config)
+    state = Path(config.state)
+    flight = (sys.executable, "-m", "onboard.daemon", str(args.config))
+    table = [Process(name="flight", command=flight, needed=True)]
+    if config.learn.enabled:
+        table.append(learner_process(config, state))
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    signal.signal(signal.SIGINT, lambda *_: stop.set())
+    supervisor = Supervisor(table)
+    supervisor.start()
+    try:
+        return supervisor.wait(stop.is_set)
+    finally:
+        supervisor.close()
+
+
+def _replay(args: argparse.Namespace) -> int:
+    from onboard import replay
+
+    replace = msgspec.structs.replace
+    config = config_file.load(args.config) if args.config else Config()
+    classes = tuple(args.classes.split(",")) if args.classes else config.model.classes
+    if len(classes) < 2 or len(set(classes)) != len(classes) or not all(classes):
+        raise ConfigError(f"--classes {args.classes}: give at least two names, all different, with commas between them")
+    config = replace(
+        config,
+        seed=args.seed,
+        model=replace(config.model, classes=classes),
+        ask=replace(config.ask, share=args.label_rate),
+        link=replace(config.link, keys=args.keys),
+        record=replace(config.record, folder=args.record),
+        learn=replace(config.learn, enabled=not args.no_learning),
+    )
+    letters = {}
+    if args.truth:
+        letters = replay.letters(args.letters) if args.letters else replay.default_letters(classes)
+    options = replay.Options(
+        source=args.source,
+        truth=args.truth,
+        letters=letters,
+        label_delay=args.label_delay,
+        speed=args.speed,
+        state=args.state,
+        page=args.page,
+    )
+    report = replay.run(config, options)
+    if args.report:
+        reports.write(report, args.report)
+    if args.picture:
+        reports.draw(report, args.picture)
+    reports.show(report, Console())
+    return 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    good = True
+    for name, fine, text in check(args.config):
+        good = good and fine
+        sys.stdout.write(f"{'ok  ' if fine else 'FAIL'} {name + ':':11}{text}\n")
+    return 0 if good else 1
+
+
+def _status(args: argparse.Namespace) -> int:
+    status = read_status(Path(config_file.load(args.config).state))
+    if args.json:
+        sys.stdout.write(json.dumps(status) + "\n")
+    else:
+        table = Table(show_header=False, box=None)
+        for name, value in status.items():
+            table.add_row(name, str(value))
+        Console().print(table)
+    return 0
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+def _at_least_0(text: str) -> float:
+    value = float(text)
+    if not value >= 0:
+        raise argparse.ArgumentTypeError(f"{text} is below 0")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**31:
+        raise argparse.ArgumentTypeError(f"{text} is not a count")
+    return value
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line of `onboard`."""
+    top = argparse.ArgumentParser(prog="onboard", description=__doc__)
+    verbs = top.add_subparsers(dest="verb", required=True)
+
+    run = verbs.add_parser("run", help="the daemon", epilog="example: onboard run --config onboard.toml")
+    run.set_defaults(run=_run)
+
+    replay = verbs.add_parser(
+        "replay",
+        help="a recorded flight through the same code",
+        epilog="example: onboard replay photos/ --truth labels.csv --classes object,road,trees,ground --report r.json",
+    )
+    replay.add_argument("source", help="a folder of photos, a video file, or sim://")
+    replay.add_argument("--truth", type=Path, help="CSV frame,row,labels; a simulated operator answers from it")
+    replay.add_argument("--classes", default="", help="names of the classes, with commas")
+    replay.add_argument("--letters", default="", help="the truth file's letters, as O=object,R=road (initials)")
+    replay.add_argument("--label-rate", type=_share, default=0.03, help="share of tiles asked about (%(default)s)")
+    replay.add_argument("--label-delay", type=_count, default=5, help="frames until an answer comes (%(default)s)")
+    replay.add_argument("--seed", type=_count, default=0)
+    replay.add_argument("--speed", type=_at_least_0, default=0.0, help="1 is real time, 0 as fast as possible (0)")
+    replay.add_argument("--report", type=Path, help="write report.json here")
+    replay.add_argument("--picture", type=Path, help="draw the flight here (PNG)")
+    replay.add_argument("--config", type=Path, help="onboard.toml; the options here go before it")
+    replay.add_argument("--state", type=Path, help="keep outbox and label log here (default: a temporary folder)")
+    replay.add_argument("--keys", default="", help="the drone's key file: fly with the ground station it names")
+    replay.add_argument("--page", default="", help="that station's page, for the operator's answers")
+    replay.add_argument("--record", default="", metavar="FOLDER", help="record MCAP here")
+    replay.add_argument("--no-learning", action="store_true", help="fly the model as it is")
+    replay.set_defaults(run=_replay)
+
+    verify = verbs.add_parser("check", help="config, model, camera, keys, disk, clock", epilog="example: onboard check")
+    verify.set_defaults(run=_check)
+
+    status = verbs.add_parser("status", help="of the running daemon", epilog="example: onboard status --json")
+    status.add_argument("--json", action="store_true", help="one line of JSON")
+    status.set_defaults(run=_status)
+
+    for verb in (run, verify, status):
+        verb.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help="(%(default)s)")
+    return top
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run `onboard`; a user's mistake is one line on stderr and exit status 1."""
+    args = parser().parse_args(argv)
+    logging.basicConfig(format="onboard: %(levelname)s: %(message)s", level=logging.WARNING)
+    try:
+        return int(args.run(args))
+    except HadanetError as error:
+        sys.stderr.write(f"onboard: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("onboard: interrupted\n")
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""The daemon's configuration: one TOML file, every field described and bounded, unknown keys refused."""
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from models.errors import ConfigError
+
+Share = Annotated[float, Meta(ge=0, le=1)]
+Cells = Annotated[int, Meta(ge=1, le=32)]
+ClassName = Annotated[str, Meta(min_length=1, max_length=40)]
+
+
+class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    pass
+
+
+class Camera(_Section):
+    """source: v4l2:///dev/video0, a folder of photos, a video file, or sim://. rows, cols: the grid of tiles."""
+
+    source: str = "v4l2:///dev/video0"
+    rows: Cells = 6
+    cols: Cells = 8
+
+
+class ModelChoice(_Section):
+    """artifact: a .safetensors file, "" for the one that is shipped. classes: what the operator can answer."""
+
+    artifact: str = ""
+    classes: Annotated[tuple[ClassName, ...], Meta(min_length=2, max_length=32)] = ("object", "road", "trees", "ground")
+    threads: Annotated[int, Meta(ge=1, le=64)] = 1
+
+
+class Learning(_Section):
+    """How the head learns.
+
+    ridge: penalty of the closed-form head. propagate: weight of a label on the same ground in other frames.
+    reach_frames: how far. per_class: labelled and propagated samples kept for each class. holdout: the newest labels
+    of one ground patch in five wait here, as the gate's judges, before they are learned from; 0 for no gate.
+    """
+
+    enabled: bool = True
+    ridge: Annotated[float, Meta(gt=0, le=1000)] = 1.0
+    propagate: Share = 0.5
+    reach_frames: Annotated[int, Meta(ge=0, le=64)] = 6
+    per_class: Annotated[int, Meta(ge=8, le=1024)] = 160
+    holdout: Annotated[int, Meta(ge=0, le=256)] = 16
+
+
+class Asking(_Section):
+    """share: questions per tile seen, at most. crop_px: side of the picture that the operator sees."""
+
+    share: Share = 0.01
+    crop_px: Annotated[int, Meta(ge=32, le=512)] = 160
+    jpeg_quality: Annotated[int, Meta(ge=10, le=95)] = 70
+
+
+class Recording(_Section):
+    """folder: where MCAP files go, "" for no recording. Stops when less than min_free_mb of the disk is free."""
+
+    folder: str = ""
+    max_mb: Annotated[int, Meta(ge=1, le=1_000_000)] = 4096
+    min_free_mb: Annotated[int, Meta(ge=0, le=1_000_000)] = 1024
+
+
+class Link(_Section):
+    """keys: the file that `ground enroll` wrote, "" to fly without a station."""
+
+    keys: str = ""
+
+
+class Config(_Section):
+    """The whole file. state: a folder for the outbox, the label log and the model in force."""
+
+    state: str = "/var/lib/hadanet"
+    seed: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 0
+    camera: Camera = Camera()
+    model: ModelChoice = ModelChoice()
+    learn: Learning = Learning()
+    ask: Asking = Asking()
+    record: Recording = Recording()
+    link: Link = Link()
+
+
+def load(path: Path) -> Config:
+    """Read and check a configuration. Raises ConfigError that names file, line and field."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot be read: {error.strerror}; see deploy/onboard.toml for an example"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not a UTF-8 text file (byte {error.start})") from error
+    try:
+        config = msgspec.convert(tomllib.loads(text), Config)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{path}{_place(text, str(error))}: {error}") from error
+    if len(set(config.model.classes)) != len(config.model.classes):
+        raise ConfigError(f"{path}{_line(text, 'model', 'classes')}: the same class stands twice in model.classes")
+    return config
+
+
+def _place(text: str, message: str) -> str:
+    """The line that msgspec's message is about, from its field path `$.section.key` or its unknown key."""
+    where = re.search(r"at `\$\.?([\w.]*)", message)
+    parts = where.group(1).split(".") if where and where.group(1) else []
+    if unknown := re.search(r"unknown field `([^`]*)`", message):
+        parts.append(unknown.group(1))
+    section, key = (parts[0], parts[1]) if len(parts) > 1 else ("", parts[0] if parts else "")
+    return _line(text, section, key)
+
+
+def _line(text: str, section: str, key: str) -> str:
+    current = ""
+    for number, line in enumerate(text.splitlines(), 1):
+        if header := re.match(r"\s*\[\s*([\w.-]+)\s*\]", line):
+            current = header.group(1)
+            if not section and current == key:
+                return f", line {number}"
+        elif current == section and re.match(rf"\s*[\"']?{re.escape(key)}[\"']?\s*=", line):
+            return f", line {number}"
+    return ""

@@ -1,0 +1,136 @@
+"""The flight process of `onboard run`: camera, flight, link and recorder, until it is asked to end.
+
+Frames are captured by a thread of their own into a slot for one: what the flight does not take in time is replaced by
+the next and counted. A camera that is lost is opened again; everything else goes on meanwhile.
+"""
+
+import argparse
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from models.errors import HadanetError, SourceError
+from onboard import config as config_file
+from onboard.assembly import Assembly
+from onboard.frame import Frame, Source
+from onboard.sources import open_source
+
+_log = logging.getLogger(__name__)
+
+RETRY_S = 2.0
+FRAME_TIMEOUT_S = 0.5
+
+
+class Slot:
+    """Room for one frame between a camera that does not wait and a flight that may be late."""
+
+    def __init__(self) -> None:
+        self.replaced = 0
+        self._ready = threading.Condition()
+        self._frame: Frame | None = None
+        self._ended = False
+
+    def put(self, frame: Frame, wait: bool, stop: threading.Event) -> None:
+        """Leave a frame; one that still lies here is replaced and counted, or with `wait` waited for."""
+        with self._ready:
+            while wait and self._frame is not None and not stop.is_set():
+                self._ready.wait(FRAME_TIMEOUT_S)
+            self.replaced += self._frame is not None
+            self._frame = frame
+            self._ready.notify_all()
+
+    def end(self) -> None:
+        """There will be no more frames."""
+        with self._ready:
+            self._ended = True
+            self._ready.notify_all()
+
+    def take(self, stop: threading.Event) -> Iterator[Frame]:
+        """Frames as they come, until the end or until `stop`."""
+        while not stop.is_set():
+            with self._ready:
+                self._ready.wait_for(lambda: self._frame is not None or self._ended, FRAME_TIMEOUT_S)
+                frame, self._frame = self._frame, None
+                self._ready.notify_all()
+                if frame is None and self._ended:
+                    return
+            if frame is not None:
+                yield frame
+
+
+def capture(uri: str, slot: Slot, stop: threading.Event) -> None:
+    """Fill the slot from a source, opened again where it fails, with frames numbered through."""
+    index = 0
+    problem = ""
+    while not stop.is_set():
+        try:
+            source = open_source(uri)
+            try:
+                for frame in _until(source, stop):
+                    problem = ""
+                    slot.put(
+                        Frame(index=index, t_ns=frame.t_ns, name=frame.name, image=frame.image, pose=frame.pose),
+                        not source.live,
+                        stop,
+                    )
+                    index += 1
+                if not source.live:
+                    break
+            finally:
+                source.close()
+        except SourceError as error:
+            if str(error) != problem:
+                problem = str(error)
+                _log.error("%s (trying again every %g s)", error, RETRY_S)
+            stop.wait(RETRY_S)
+    slot.end()
+
+
+def _until(source: Source, stop: threading.Event) -> Iterator[Frame]:
+    told = 0
+    for frame in source.frames():
+        for skipped in source.skipped[told:]:
+            _log.warning("frame %s cannot be read: %s", skipped.name, skipped.reason)
+        told = len(source.skipped)
+        yield frame
+        if stop.is_set():
+            return
+
+
+def fly(path: Path, stop: threading.Event) -> None:
+    """Fly by the configuration at `path` until `stop` is set or the source ends."""
+    config = config_file.load(path)
+    slot = Slot()
+    with Assembly(config, Path(config.state)) as assembly:
+        thread = threading.Thread(target=capture, args=(config.camera.source, slot, stop), name="capture", daemon=True)
+        thread.start()
+        _log.info("ready: model %s", assembly.desk.model.hash[:16])
+        for frame in slot.take(stop):
+            assembly.flight.dropped = slot.replaced
+            assembly.flight.step(frame)
+        stop.set()
+        thread.join(timeout=2 * RETRY_S)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Start the flight process; only the supervisor calls this."""
+    parser = argparse.ArgumentParser(prog="onboard-flight", description=__doc__)
+    parser.add_argument("config", type=Path)
+    args = parser.parse_args(argv)
+    logging.basicConfig(format="flight: %(levelname)s: %(message)s", level=logging.INFO)
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    signal.signal(signal.SIGINT, lambda *_: stop.set())
+    try:
+        fly(args.config, stop)
+    except HadanetError as error:
+        sys.stderr.write(f"onboard: {error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,313 @@
+"""The flight's desk: a thread for everything that may have to wait, so that a frame never does.
+
+It keeps the label log, posts questions and deltas, hands the learner its work, turns what the learner gives back
+into the next model, and keeps the model in force on disk. The flight puts frames and questions in and takes the
+newest model out.
+"""
+
+import logging
+import os
+import threading
+import time
+from collections import deque
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+import numpy as np
+import zmq
+
+from link.messages import Control, Delta, Label, Message, Mirror, Query, Status, Undo
+from link.wire import Waker
+from models import delta
+from models.errors import ArtifactError, DeltaError, HadanetError
+from models.model import Model
+from onboard.labels import LabelLog
+from onboard.learner import HISTORY_FRAMES, Observation
+from onboard.worker import Ready, Work, learner_address
+
+_log = logging.getLogger(__name__)
+
+MAX_QUESTIONS = 4096
+"""Questions that wait for the disk, at most; more are not asked, and counted."""
+POLL_MS = 100
+STATUS_EVERY_S = 2.0
+STATUS_FILE = "status.json"
+LEARNER_SILENCE_S = 5.0
+
+
+class Post(Protocol):
+    """Where messages to the ground go: a `DroneLink`, or the loop-back of a replay."""
+
+    def post(self, message: Message) -> None:
+        """Hand a message over; never blocks."""
+        ...
+
+
+class Seen(msgspec.Struct, frozen=True):
+    """A frame for the learner, and the position of the label log when it was taken."""
+
+    observation: Observation
+    position: int
+
+
+class Desk:
+    """See the module. `model` is the newest model; the flight reads it between frames."""
+
+    def __init__(self, state: Path, base: Model, cols: int, post: Post) -> None:
+        self.model = base
+        self.frozen = False
+        self.updates = self.rollbacks = 0
+        self.dropped_frames = self.dropped_questions = 0
+        self.deltas: list[int] = []
+        self.mirror_hash = ""
+        self.answers = 0
+        self._base = base
+        self._cols = cols
+        self._post = post
+        self._head_path = state / "head.delta"
+        self._recall()
+        self.log = LabelLog(state / "labels.sqlite")
+        self._address = learner_address(state)
+        self._status_path = state / STATUS_FILE
+        self._status: Status | None = None
+        self._told_s = 0.0
+        self._changed = threading.Condition()
+        self._history: deque[Seen] = deque(maxlen=HISTORY_FRAMES)
+        self._questions: deque[tuple[Query, bytes, bytes]] = deque()
+        self._controls: deque[Control] = deque()
+        self._position = max((given.position for given in self.log.since(0)), default=0)
+        self._taken = self._done = -1
+        self._waiting: tuple[bytes, Ready] | None = None
+        self._heard_s = 0.0
+        self._closing = False
+        self._waker = Waker()
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="desk", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    # --- for the flight's thread -------------------------------------------------------------------------------
+
+    def frame(self, seen: Observation) -> None:
+        """Hand a frame over for learning; the oldest that the learner has not taken is dropped and counted."""
+        with self._changed:
+            if len(self._history) == self._history.maxlen and self._history[0].observation.frame > self._taken:
+                self.dropped_frames += 1
+            self._history.append(Seen(seen, self._position))
+        self._waker.wake()
+
+    def ask(self, query: Query, bits: bytes, scales: bytes) -> None:
+        """Hand a question over: it is written to the log, then posted."""
+        if len(self._questions) >= MAX_QUESTIONS:
+            self.dropped_questions += 1
+            return
+        self._questions.append((query, bits, scales))
+        self._waker.wake()
+
+    def tell(self, status: Status) -> None:
+        """How the drone is now, for `onboard status`."""
+        self._status = status
+
+    def wait(self, frame: int, timeout_s: float) -> bool:
+        """Wait until the learner is done with `frame`; False if it is not in time. For replays only."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._done >= frame or self._failure is not None, timeout_s)
+
+    def wait_answers(self, count: int, timeout_s: float) -> bool:
+        """Wait until so many answers were taken in all. For replays only."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self.answers >= count, timeout_s)
+
+    def wait_mirror(self, timeout_s: float) -> bool:
+        """Wait until the station says that its mirror equals the model in force. For replays only."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self.mirror_hash == self.model.hash, timeout_s)
+
+    @property
+    def learner(self) -> str:
+        """The learner's state in a word: learning, frozen, or away."""
+        if self.frozen:
+            return "frozen"
+        return "learning" if time.monotonic() - self._heard_s < LEARNER_SILENCE_S else "away"
+
+    # --- for the link's thread ---------------------------------------------------------------------------------
+
+    def receive(self, message: Message) -> None:
+        """Take a message from the ground; what is reliable is on disk, or done, when this returns."""
+        if isinstance(message, Label | Undo):
+            new = self.log.answered(message)
+            with self._changed:
+                self.answers += new
+                self._position = max(self._position, *(g.position for g in self.log.since(self._position)), 0)
+                self._changed.notify_all()
+        elif isinstance(message, Control):
+            self._controls.append(message)
+            self._waker.wake()
+        elif isinstance(message, Mirror):
+            with self._changed:
+                self.mirror_hash = message.model_hash.hex()
+                self._changed.notify_all()
+
+    # --- the thread --------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        learner: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.ROUTER)
+        learner.linger = 0
+        try:
+            learner.bind(self._address)
+            poller = zmq.Poller()
+            poller.register(self._waker.fileno(), zmq.POLLIN)
+            poller.register(learner, zmq.POLLIN)
+            while not self._closing or self._questions:
+                ready = dict(poller.poll(POLL_MS))
+                self._waker.clear()
+                self._post_questions()
+                while self._controls:
+                    self._control(self._controls.popleft())
+                if learner in ready:
+                    name, data = learner.recv_multipart()
+                    self._take(name, msgspec.msgpack.decode(data, type=Ready))
+                self._give(learner)
+                self._write_status()
+        except Exception as error:  # noqa: BLE001 - the flight goes on; it says why learning ended
+            _log.exception("learning ended by a fault of this program")
+            with self._changed:
+                self._failure = error
+                self._changed.notify_all()
+        finally:
+            learner.close()
+
+    def _post_questions(self) -> None:
+        while self._questions:
+            query, bits, scales = self._questions.popleft()
+            try:
+                self.log.asked(query, self._cols, bits, scales)
+                self._post.post(query)
+            except HadanetError as error:
+                self.dropped_questions += 1
+                _log.warning("a question is lost: %s", error)
+
+    def _take(self, name: bytes, told: Ready) -> None:
+        self._heard_s = time.monotonic()
+        frame = told.frame if told.boot == self.log.boot else -1
+        self._waiting = (name, told)
+        if frame <= self._done:
+            return
+        if told.head is not None and not self.frozen:
+            head = {
+                "head.weight": np.frombuffer(told.head.weight, np.int16).reshape(len(self.model.classes), -1),
+                "head.bias": np.frombuffer(told.head.bias, np.int16),
+            }
+            self._fly(self.model.with_tensors(head), told.frame, told.head.labels, "learned")
+        elif told.rollbacks > self.rollbacks:
+            _log.info("a candidate was refused: %s", told.why)
+        with self._changed:
+            self.updates, self.rollbacks = told.updates, told.rollbacks
+            self._done = frame
+            self._changed.notify_all()
+
+    def _give(self, socket: zmq.Socket[bytes]) -> None:
+        """Answer the learner's request with the next frame, if there is one."""
+        if self._waiting is None:
+            return
+        name, told = self._waiting
+        frame = told.frame if told.boot == self.log.boot else -1
+        with self._changed:
+            seen = next((s for s in self._history if s.observation.frame > frame), None)
+            if seen is None:
+                return
+            self._taken = max(self._taken, seen.observation.frame)
+        labels = [given for given in self.log.since(told.position) if given.position <= seen.position]
+        socket.send_multipart([name, msgspec.msgpack.encode(Work(told.request, seen.observation, labels))])
+        self._waiting = None
+
+    def _control(self, message: Control) -> None:
+        if message.action == "resync":
+            self._send(self._base, self.model, -1, 0, "resync")
+        elif message.action == "anchor":
+            self.frozen = True
+            self._fly(self._base, -1, 0, "anchor")
+        else:
+            self.frozen = message.action == "freeze"
+
+    # --- the model in force ------------------------------------------------------------------------------------
+
+    def _fly(self, model: Model, frame: int, labels: int, reason: str) -> None:
+        """Put a model in force: what is streamed is what flies, so the drone applies its own delta."""
+        if model.hash == self.model.hash:
+            return
+        self.model = self._send(self.model, model, frame, labels, reason)
+        partial = self._head_path.with_name(self._head_path.name + ".partial")
+        try:
+            partial.write_bytes(delta.encode(self._base, self.model))
+            partial.replace(self._head_path)
+        except OSError as error:
+            _log.warning("%s: cannot be written: %s", self._head_path, error.strerror)
+
+    def _send(self, old: Model, new: Model, frame: int, labels: int, reason: str) -> Model:
+        payload = delta.encode(old, new)
+        applied = delta.apply(old, payload)
+        if applied.hash != new.hash:
+            raise DeltaError("the delta codec lost something: this is a bug, the model stays as it is")
+        self.deltas.append(len(payload))
+        self._post.post(
+            Delta(
+                parent=bytes.fromhex(old.hash),
+                result=bytes.fromhex(new.hash),
+                frame=frame,
+                payload=payload,
+                labels=labels,
+                reason=reason,  # type: ignore[arg-type]
+            )
+        )
+        return applied
+
+    def _write_status(self) -> None:
+        now = time.monotonic()
+        if self._status is None or now - self._told_s < STATUS_EVERY_S:
+            return
+        self._told_s = now
+        fields = msgspec.structs.asdict(self._status)
+        fields |= {"model_hash": self.model.hash, "pid": os.getpid(), "written_s": time.time()}
+        partial = self._status_path.with_name(self._status_path.name + ".partial")
+        try:
+            partial.write_bytes(msgspec.json.encode(fields))
+            partial.replace(self._status_path)
+        except OSError as error:
+            _log.warning("%s: cannot be written: %s", self._status_path, error.strerror)
+
+    def _recall(self) -> None:
+        """The model that flew when this folder was last used, if it is whole; else the base."""
+        try:
+            self.model = delta.apply(self._base, self._head_path.read_bytes())
+        except FileNotFoundError:
+            pass
+        except (OSError, DeltaError, ArtifactError) as error:
+            _log.warning("%s: cannot be used (%s); the base model flies", self._head_path, error)
+
+    def close(self) -> None:
+        """End the thread and close the log; questions that were handed over are posted first."""
+        self._closing = True
+        self._waker.wake()
+        if self._thread.is_alive():
+            self._thread.join(timeout=10)
+        self._waker.close()
+        self.log.close()
+
+
+def read_status(state: Path) -> dict[str, object]:
+    """What the daemon with this state folder last said of itself. Raises HadanetError where it is not running."""
+    path = state / STATUS_FILE
+    try:
+        fields: dict[str, object] = msgspec.json.decode(path.read_bytes(), type=dict[str, object])
+        pid, age = int(str(fields["pid"])), time.time() - float(str(fields["written_s"]))
+    except FileNotFoundError as error:
+        raise HadanetError(f"{path}: there is no such file; is the daemon running with this state folder?") from error
+    except (OSError, msgspec.MsgspecError, KeyError, ValueError) as error:
+        raise HadanetError(f"{path}: cannot be read: {error}") from error
+    if not Path(f"/proc/{pid}").exists():
+        raise HadanetError(f"the daemon is not running; it ended {age:.0f} s ago or a little later")
+    return fields | {"age_s": round(age, 1)}

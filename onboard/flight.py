@@ -1,0 +1,176 @@
+"""One frame after another: tiles, packed inference, registration, smoothing, questions. Waits for nothing.
+
+The same object flies in `onboard run` and in `onboard replay`.
+"""
+
+import time
+from collections import deque
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from link.messages import Detections, Query, Status
+from models.engine import Engine, Features
+from models.model import Model
+from onboard.config import Config
+from onboard.desk import Desk, Post
+from onboard.detections import FrameResult
+from onboard.frame import Frame
+from onboard.grid import crop, cut, jpeg
+from onboard.learner import HISTORY_FRAMES, Observation, head_logits
+from onboard.queries import Asker
+from onboard.recorder import Recorder
+from onboard.tracks import Path, Registration, Smoother
+
+LATENCIES_KEPT = 20_000
+STATUS_EVERY_S = 1.0
+
+Floats32 = NDArray[np.float32]
+
+
+class Step(msgspec.Struct, frozen=True):
+    """What one frame led to. `head`: probabilities of the head alone, `out`: after smoothing, both (tiles, classes)."""
+
+    result: FrameResult
+    features: Features
+    head: Floats32
+    out: Floats32
+    motion: NDArray[np.float64] | None
+    asked: tuple[Query, ...]
+
+
+def softmax(logits: Floats32) -> Floats32:
+    """Probabilities along the last axis."""
+    e = np.exp(logits - logits.max(axis=1, keepdims=True))
+    out: Floats32 = e / e.sum(axis=1, keepdims=True)
+    return out
+
+
+class Flight:
+    """The flight: give it frames. Everything that may wait is handed to the desk, the link and the recorder."""
+
+    def __init__(self, config: Config, base: Model, desk: Desk, post: Post, recorder: Recorder | None) -> None:
+        rows, cols = config.camera.rows, config.camera.cols
+        self.frames = 0
+        self.dropped = 0
+        self.inference_ms: deque[float] = deque(maxlen=LATENCIES_KEPT)
+        self.whole_ms: deque[float] = deque(maxlen=LATENCIES_KEPT)
+        self._config = config
+        self._desk = desk
+        self._post = post
+        self._recorder = recorder
+        self._engine = Engine(base, threads=config.model.threads)
+        self._engine.warm_up()
+        self._tiles = np.zeros((rows * cols, base.spec.input_size, base.spec.input_size, 3), np.uint8)
+        self._registration = Registration(rows, cols)
+        self._path = Path(HISTORY_FRAMES)
+        self._smoother = Smoother(rows, cols)
+        self._asker = Asker(config.ask.share, rows, cols, config.seed)
+        self.questions = 0
+        self._last_status_s = 0.0
+        self._started_s = time.monotonic()
+
+    def step(self, frame: Frame) -> Step:
+        """Fly one frame."""
+        start = time.perf_counter()
+        rows, cols = self._config.camera.rows, self._config.camera.cols
+        model = self._desk.model  # one immutable model for the whole frame
+        cut(frame.image, rows, cols, model.spec.input_size, self._tiles)
+        features = self._engine.features(self._tiles)
+        head = softmax(head_logits(model, features.values()))
+        inferred = time.perf_counter()
+        motion = self._registration.step(frame.image)
+        self._path.add(frame.index, motion)
+        out = self._smoother.step(head, motion)
+        classes = out.argmax(axis=1).astype(np.uint8)
+        result = FrameResult(
+            frame=frame,
+            rows=rows,
+            cols=cols,
+            classes=classes,
+            confidence=out[np.arange(len(out)), classes],
+            class_names=model.classes,
+        )
+        asked = self._ask(result, features)
+        self._hand_over(result, features, motion)
+        self.inference_ms.append((inferred - start) * 1e3)
+        self.whole_ms.append((time.perf_counter() - start) * 1e3)
+        self.frames += 1
+        return Step(result, features, head, out, motion, asked)
+
+    def _ask(self, result: FrameResult, features: Features) -> tuple[Query, ...]:
+        frame, ask = result.frame, self._config.ask
+        scales = features.scales.astype(np.float16)
+        queries = []
+        for tile in self._asker.choose(frame.index, self._path):
+            self.questions += 1
+            row, col = divmod(tile, result.cols)
+            query = Query(
+                id=self._desk.log.boot << 32 | self.questions,
+                frame=frame.index,
+                frame_name=frame.name,
+                t_ns=frame.t_ns,
+                row=row,
+                col=col,
+                track=self.questions,
+                guess=int(result.classes[tile]),
+                confidence=round(float(result.confidence[tile]), 3),
+                jpeg=jpeg(crop(frame.image, result.rows, result.cols, tile, ask.crop_px), ask.jpeg_quality),
+                lat_deg=frame.pose.lat_deg,
+                lon_deg=frame.pose.lon_deg,
+            )
+            self._desk.ask(query, features.bits[tile].tobytes(), scales[tile].tobytes())
+            queries.append(query)
+        return tuple(queries)
+
+    def _hand_over(self, result: FrameResult, features: Features, motion: NDArray[np.float64] | None) -> None:
+        frame = result.frame
+        self._desk.frame(
+            Observation(
+                self._desk.log.boot,
+                frame.index,
+                features.bits.tobytes(),
+                features.scales.astype(np.float16).tobytes(),
+                None if motion is None else motion.tobytes(),
+            )
+        )
+        self._post.post(
+            Detections(
+                frame=frame.index,
+                t_ns=frame.t_ns,
+                rows=result.rows,
+                cols=result.cols,
+                classes=result.classes.tobytes(),
+                confidence=np.round(result.confidence * 255).astype(np.uint8).tobytes(),
+            )
+        )
+        if (now := time.monotonic()) - self._last_status_s >= STATUS_EVERY_S:
+            self._last_status_s = now
+            status = self.status(frame)
+            self._post.post(status)
+            self._desk.tell(status)
+        if self._recorder:
+            self._recorder.frame(result)
+
+    def status(self, frame: Frame) -> Status:
+        """How the drone is, as of this frame."""
+        pose, desk = frame.pose, self._desk
+        recent = list(self.whole_ms)[-20:]
+        return Status(
+            frame=frame.index,
+            t_ns=frame.t_ns,
+            lat_deg=pose.lat_deg,
+            lon_deg=pose.lon_deg,
+            alt_m=pose.alt_m,
+            yaw_deg=pose.yaw_deg,
+            fps=round(self.frames / max(1e-9, time.monotonic() - self._started_s), 2),
+            latency_ms=round(sum(recent) / len(recent), 2) if recent else 0.0,
+            dropped=self.dropped,
+            labels=desk.answers,
+            updates=desk.updates,
+            rollbacks=desk.rollbacks,
+            learner=desk.learner,
+            recorder="off" if self._recorder is None else self._recorder.stats.problem or "recording",
+            model_hash=bytes.fromhex(desk.model.hash),
+        )

@@ -1,0 +1,89 @@
+"""The label log: what was asked, with the features of its tile, and every answer, durable and in order.
+
+A learner that starts anew is given the answers again from here; an undo is one more entry.
+"""
+
+import threading
+from pathlib import Path
+
+from link.messages import Label, Query, Undo
+from link.store import Store
+from onboard.learner import GivenLabel
+
+_SCHEMA = (
+    "CREATE TABLE IF NOT EXISTS asked (query INTEGER PRIMARY KEY, frame INTEGER NOT NULL, tile INTEGER NOT NULL,"
+    " bits BLOB NOT NULL, scales BLOB NOT NULL) STRICT",
+    "CREATE TABLE IF NOT EXISTS answers (position INTEGER PRIMARY KEY AUTOINCREMENT, id INTEGER NOT NULL,"
+    " undo INTEGER NOT NULL, query INTEGER, answer TEXT NOT NULL, UNIQUE (id, undo)) STRICT",
+)
+_PROBES = (
+    "SELECT query, frame, tile, bits, scales FROM asked",
+    "SELECT position, id, undo, query, answer FROM answers",
+)
+
+
+class LabelLog:
+    """Questions and answers in one SQLite file. Methods may be called from any thread. Raises LinkError (disk)."""
+
+    def __init__(self, path: Path) -> None:
+        self._store = Store(path, schema=_SCHEMA, probes=_PROBES)
+        self._lock = threading.Lock()
+        self._boot = self._store.boot
+
+    @property
+    def boot(self) -> int:
+        """Number of this opening; the upper half of the ids of its queries."""
+        return self._boot
+
+    def asked(self, query: Query, cols: int, bits: bytes, scales: bytes) -> None:
+        """Remember a question and the packed features of its tile."""
+        row = (query.id, query.frame, query.row * cols + query.col, bits, scales)
+        with self._lock:
+            self._store.execute("INSERT OR IGNORE INTO asked VALUES (?, ?, ?, ?, ?)", row)
+            self._store.commit()
+
+    def answered(self, message: Label | Undo) -> bool:
+        """Store an answer or an undo; durable on return. False when it is known already."""
+        if isinstance(message, Label):
+            row: tuple[int | str, ...] = (message.id, 0, message.query, message.answer)
+        else:
+            row = (message.label, 1, 0, "")
+        sql = "INSERT OR IGNORE INTO answers (id, undo, query, answer) VALUES (?, ?, ?, ?) RETURNING position"
+        with self._lock:
+            new = bool(self._store.execute(sql, row))
+            self._store.commit()
+        return new
+
+    def since(self, position: int) -> list[GivenLabel]:
+        """Entries after `position`, in order. An answer to a question that this log never asked has no features."""
+        sql = (
+            "SELECT position, id, undo, query, answer, frame, tile, bits, scales FROM answers"
+            " LEFT JOIN asked USING (query) WHERE position > ? ORDER BY position"
+        )
+        with self._lock:
+            rows = self._store.execute(sql, (position,))
+        return [self._given(*row) for row in rows]
+
+    def _given(
+        self,
+        position: int,
+        label: int,
+        undo: int,
+        query: int,
+        answer: str,
+        frame: int | None,
+        tile: int | None,
+        bits: bytes | None,
+        scales: bytes | None,
+    ) -> GivenLabel:
+        if undo:
+            return GivenLabel(position, label, -1, 0, "", b"", b"", undo=label)
+        if frame is None or tile is None or bits is None or scales is None:
+            return GivenLabel(position, label, -1, 0, "", b"", b"")
+        # frame numbers start again at every boot, so only questions of this one lie near its frames
+        return GivenLabel(position, label, frame if query >> 32 == self._boot else -1, tile, answer, bits, scales)
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._store.close()

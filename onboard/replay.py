@@ -1,0 +1,253 @@
+"""A recorded or simulated flight through the code that flies, with a simulated operator, in lockstep with the learner.
+
+Learning is tied to frames, not to the clock: at the end of each frame the replay waits for the learner, so the same
+flight, labels and seed give the same model at any speed.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import msgspec
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from link.codec import decode, encode
+from link.messages import Delta, Label, Message, Query
+from link.mirror import Mirror
+from link.wire import wire_bytes
+from models.errors import ConfigError, HadanetError, TruthError
+from models.model import Model
+from onboard.assembly import Assembly, learner_process
+from onboard.config import Config
+from onboard.frame import Frame, Source
+from onboard.operator import Operator, straight, through_station
+from onboard.report import Report, Timeline, percentiles
+from onboard.scores import Scorer
+from onboard.sim.source import SimSource
+from onboard.sources import open_source
+from onboard.supervisor import Supervisor
+from onboard.truth import Truth
+
+LEARNER_TIMEOUT_S = 60.0
+ANSWER_TIMEOUT_S = 20.0
+MIRROR_TIMEOUT_S = 20.0
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """What the command line says. `page`: a station's page, which then carries the answers. `speed` 0: no pacing."""
+
+    source: str
+    truth: Path | None = None
+    letters: dict[str, str] = {}
+    label_delay: int = 5
+    speed: float = 0.0
+    state: Path | None = None
+    page: str = ""
+
+
+class Loopback:
+    """The link of a replay without a station: every message is encoded, counted, decoded, and mirrored."""
+
+    def __init__(self, base: Model) -> None:
+        self.bytes_up = 0
+        self.bytes_down = 0
+        self.mirror = Mirror(base)
+
+    def post(self, message: Message) -> None:
+        """What a station would receive. Called by the flight's thread and by the desk's."""
+        data = encode(message)
+        self.bytes_up += wire_bytes(len(data))
+        if isinstance(received := decode(data), Delta):
+            self.mirror.apply(received)
+
+    def down(self, label: Label) -> Label:
+        """What a station would have sent."""
+        data = encode(label)
+        self.bytes_down += wire_bytes(len(data))
+        received = decode(data)
+        assert isinstance(received, Label)
+        return received
+
+
+def run(config: Config, options: Options, progress: Progress | None = None) -> Report:
+    """Replay one flight. Raises HadanetError for everything that a user can mend."""
+    with ExitStack() as stack:
+        source = open_source(options.source)
+        stack.callback(source.close)
+        config, truth = _with_truth(config, options, source)
+        state = options.state
+        if state is None:
+            state = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hadanet-replay-")))
+        assembly = Assembly(config, state, None if config.link.keys else Loopback)
+        stack.enter_context(assembly)
+        return _Replay(config, options, source, truth, assembly, stack).fly(progress or _progress(stack))
+
+
+def _progress(stack: ExitStack) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return stack.enter_context(Progress(*columns))
+
+
+def _with_truth(config: Config, options: Options, source: Source) -> tuple[Config, Truth | None]:
+    """The truth of this flight, and the configuration with the truth's grid and, from a simulation, its classes."""
+    replace = msgspec.structs.replace
+    truth: Truth | None = None
+    if options.truth is not None:
+        truth = Truth.from_csv(options.truth, options.letters, config.model.classes)
+    elif isinstance(source, SimSource):
+        truth = source.truth
+        config = replace(config, model=replace(config.model, classes=truth.classes))
+    if truth is not None:
+        config = replace(config, camera=replace(config.camera, rows=truth.rows, cols=truth.cols))
+    return config, truth
+
+
+class _Replay:
+    def __init__(
+        self,
+        config: Config,
+        options: Options,
+        source: Source,
+        truth: Truth | None,
+        assembly: Assembly,
+        stack: ExitStack,
+    ) -> None:
+        self.config, self.options, self.source, self.assembly = config, options, source, assembly
+        self.timeline = Timeline([], [], [])
+        self.operator: Operator | None = None
+        self.scorer: Scorer | None = None
+        self.sent = self.answers = self.labels = 0
+        if truth is not None:
+            rows, cols = config.camera.rows, config.camera.cols
+            self.scorer = Scorer(truth, rows, cols, config.learn.ridge, config.seed)
+            self.operator = Operator(truth, options.label_delay, self._deliverer())
+        self.learner: Supervisor | None = None
+        if config.learn.enabled:
+            self.learner = Supervisor([learner_process(config, assembly.state)])
+            self.learner.start()
+            stack.callback(self.learner.close)
+
+    def _deliverer(self) -> Callable[[Query, str], None]:
+        desk, post = self.assembly.desk, self.assembly.post
+        if self.options.page:
+            name = self.assembly.name
+            deliver = through_station(self.options.page, name)
+        elif isinstance(post, Loopback):
+            loopback = post
+            deliver = straight(lambda label: desk.receive(loopback.down(label)))
+        else:
+            raise ConfigError("a station is configured: give its page with --page, so that answers can go through it")
+
+        def counted(query: Query, answer: str) -> None:
+            deliver(query, answer)
+            self.answers += 1
+            self.labels += bool(answer)
+            self.timeline.labels.append(query.frame + self.options.label_delay)
+
+        return counted
+
+    def fly(self, progress: Progress) -> Report:
+        flight, desk = self.assembly.flight, self.assembly.desk
+        task = progress.add_task("flying", total=self.source.length)
+        started = time.monotonic()
+        first_ns: int | None = None
+        for frame in self.source.frames():
+            first_ns = frame.t_ns if first_ns is None else first_ns
+            self._pace(frame, first_ns, started)
+            if self.operator:
+                self.operator.answer(frame.index)
+                if not desk.wait_answers(self.answers, ANSWER_TIMEOUT_S):
+                    raise HadanetError(
+                        f"frame {frame.name}: an answer given to the station did not come back up the link"
+                    )
+            step = flight.step(frame)
+            if self.operator and self.scorer:
+                self.operator.ask(step.asked, frame)
+                self.scorer.see(frame, step)
+            if self.learner and not desk.wait(frame.index, LEARNER_TIMEOUT_S):
+                raise HadanetError(f"frame {frame.name}: the learner gave no sign for {LEARNER_TIMEOUT_S:.0f} s")
+            self.timeline.frames.append(frame.index)
+            self.timeline.bytes_up.append(self._bytes()[0])
+            progress.update(task, advance=1, description=f"flying: {self.labels} labels, {desk.updates} updates")
+        if flight.frames == 0:
+            reasons = "; ".join(f"{s.name}: {s.reason}" for s in self.source.skipped[:3])
+            raise HadanetError(f"{self.source.uri}: no frame could be read ({reasons or 'it holds none'})")
+        return self._report(time.monotonic() - started)
+
+    def _pace(self, frame: Frame, first_ns: int, started: float) -> None:
+        if self.options.speed > 0:
+            due = started + (frame.t_ns - first_ns) * 1e-9 / self.options.speed
+            time.sleep(max(0.0, due - time.monotonic()))
+
+    def _bytes(self) -> tuple[int, int]:
+        post = self.assembly.post
+        if isinstance(post, Loopback):
+            return post.bytes_up, post.bytes_down
+        if self.assembly.link:
+            return self.assembly.link.stats.bytes_up, self.assembly.link.stats.bytes_down
+        return 0, 0
+
+    def _mirror_hash(self) -> str:
+        post, desk = self.assembly.post, self.assembly.desk
+        if isinstance(post, Loopback):
+            return post.mirror.hash
+        assert self.assembly.link is not None
+        self.assembly.link.flush(MIRROR_TIMEOUT_S)
+        desk.wait_mirror(MIRROR_TIMEOUT_S)
+        return desk.mirror_hash
+
+    def _report(self, elapsed_s: float) -> Report:
+        flight, desk, config = self.assembly.flight, self.assembly.desk, self.config
+        tiles = flight.frames * config.camera.rows * config.camera.cols
+        scores = self.scorer.scores(desk.model, self.labels, self.options.label_delay) if self.scorer else None
+        mirror_hash = self._mirror_hash()
+        up, down = self._bytes()
+        return Report(
+            source=self.source.uri,
+            frames=flight.frames,
+            frames_dropped=flight.dropped,
+            frames_skipped=[f"{s.name}: {s.reason}" for s in self.source.skipped],
+            tiles=tiles,
+            classes=list(desk.model.classes),
+            labels_used=self.labels,
+            label_rate=self.labels / tiles,
+            questions=flight.questions,
+            accuracy=scores.accuracy if scores else None,
+            macro_f1=scores.macro_f1 if scores else None,
+            windows=scores.windows if scores else None,
+            updates=desk.updates,
+            rollbacks=desk.rollbacks,
+            learner_restarts=self.learner.restarts if self.learner else 0,
+            latency_ms={"inference": percentiles(flight.inference_ms), "whole": percentiles(flight.whole_ms)},
+            fps=flight.frames / elapsed_s,
+            bytes_up=up,
+            bytes_down=down,
+            delta_bytes=list(desk.deltas),
+            model_hash=desk.model.hash,
+            base_hash=self.assembly.base.hash,
+            mirror_hash=mirror_hash,
+            seed=config.seed,
+            timeline=msgspec.structs.replace(self.timeline, hits=scores.hits if scores else {}),
+        )
+
+
+def letters(text: str) -> dict[str, str]:
+    """`O=object,R=road` as a dictionary. Raises TruthError.
+
+    >>> letters("O=object,R=road")
+    {'O': 'object', 'R': 'road'}
+    """
+    pairs = [part.partition("=") for part in text.split(",") if part]
+    if not pairs or any(len(letter) != 1 or not name for letter, _, name in pairs):
+        raise TruthError(f"letters {text!r}: write one letter, an equals sign and a class, as in O=object,R=road")
+    return {letter: name for letter, _, name in pairs}
+
+
+def default_letters(classes: tuple[str, ...]) -> dict[str, str]:
+    """The first letter of each class, in upper case. Raises TruthError where two classes share it."""
+    table = {name[0].upper(): name for name in classes}
+    if len(table) != len(classes):
+        raise TruthError("two classes begin with the same letter: say which is which with --letters")
+    return table

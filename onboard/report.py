@@ -1,0 +1,151 @@
+"""What a replay has to say: `report.json`, a table, and a picture."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from models.errors import HadanetError
+
+SMOOTH_FRAMES = 5
+"""Frames over which the picture averages accuracy."""
+COLOURS = {"adapted": "#0b7a3b", "smoothed": "#c56a00", "frozen": "#8a8f98", "all_labels": "#b9c6de"}
+
+
+class Timeline(msgspec.Struct, frozen=True):
+    """The flight frame by frame, for the picture.
+
+    labels: the frame at which each label arrived; bytes_up: sent up to each frame; hits: per variant the number of
+    right tiles and of tiles with truth in each frame.
+    """
+
+    frames: list[int]
+    labels: list[int]
+    bytes_up: list[int]
+    hits: dict[str, list[tuple[int, int]]] = {}
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """The keys of report.json, as docs/architecture.md describes them. None: no truth was given."""
+
+    source: str
+    frames: int
+    frames_dropped: int
+    frames_skipped: list[str]
+    tiles: int
+    classes: list[str]
+    labels_used: int
+    label_rate: float
+    questions: int
+    accuracy: dict[str, float] | None
+    macro_f1: dict[str, float] | None
+    windows: dict[str, list[float | None]] | None
+    updates: int
+    rollbacks: int
+    learner_restarts: int
+    latency_ms: dict[str, dict[str, float]]
+    fps: float
+    bytes_up: int
+    bytes_down: int
+    delta_bytes: list[int]
+    model_hash: str
+    base_hash: str
+    mirror_hash: str
+    seed: int
+    timeline: Timeline
+
+
+def percentiles(values: Iterable[float]) -> dict[str, float]:
+    """Median and 99th percentile, in the unit of the values; zeros where there are none."""
+    array = np.fromiter(values, np.float64)
+    if not array.size:
+        return {"p50": 0.0, "p99": 0.0}
+    p50, p99 = np.percentile(array, [50, 99])
+    return {"p50": round(float(p50), 3), "p99": round(float(p99), 3)}
+
+
+def write(report: Report, path: Path) -> None:
+    """Write report.json."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(msgspec.json.format(msgspec.json.encode(report)) + b"\n")
+    except OSError as error:
+        raise HadanetError(f"{path}: the report cannot be written: {error.strerror}") from error
+
+
+def show(report: Report, console: Console) -> None:
+    """Print the report as tables."""
+    if report.accuracy and report.macro_f1 and report.windows:
+        table = Table(title=f"{report.source}: {report.labels_used} labels for {report.tiles} tiles")
+        table.add_column("variant")
+        for name in ("accuracy", "macro F1", "worst tenth"):
+            table.add_column(name, justify="right")
+        for variant, accuracy in report.accuracy.items():
+            worst = min((w for w in report.windows[variant][1:] if w is not None), default=0.0)
+            bold = "bold green" if variant == "adapted" else ""
+            table.add_row(variant, f"{accuracy:.3f}", f"{report.macro_f1[variant]:.3f}", f"{worst:.3f}", style=bold)
+        console.print(table)
+    facts = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    deltas = sorted(report.delta_bytes)
+    whole, inference = report.latency_ms["whole"], report.latency_ms["inference"]
+    for name, value in {
+        "frames": f"{report.frames}, dropped {report.frames_dropped}, unreadable {len(report.frames_skipped)}",
+        "questions, labels": f"{report.questions}, {report.labels_used} ({report.label_rate:.1%} of tiles)",
+        "updates, refused": f"{report.updates}, {report.rollbacks}",
+        "a frame": f"{whole['p50']:.1f} ms (p99 {whole['p99']:.1f}), inference {inference['p50']:.1f} ms",
+        "frames per second": f"{report.fps:.1f}",
+        "bytes up, down": f"{report.bytes_up:,}, {report.bytes_down:,}",
+        "a delta": f"{deltas[len(deltas) // 2]} bytes (median), {deltas[-1]} (largest)" if deltas else "none",
+        "model": report.model_hash[:16],
+        "mirror": "equal" if report.mirror_hash == report.model_hash else f"DIFFERS: {report.mirror_hash[:16]}",
+    }.items():
+        facts.add_row(name, value)
+    console.print(facts)
+    for line in report.frames_skipped[:10]:
+        console.print(f"unreadable: {line}", style="yellow")
+
+
+def draw(report: Report, path: Path) -> None:
+    """A picture of the flight: accuracy of the variants, labels as ticks, bytes sent. Raises HadanetError."""
+    try:
+        import matplotlib
+    except ModuleNotFoundError as error:
+        raise HadanetError("the picture needs matplotlib: pip install 'hadanet-uav[plot]'") from error
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    line = report.timeline
+    figure, (top, bottom) = pyplot.subplots(
+        2, 1, figsize=(10, 6), height_ratios=(3, 1), sharex=True, layout="constrained"
+    )
+    for variant in ("all_labels", "frozen", "smoothed", "adapted"):
+        if pairs := line.hits.get(variant):
+            right, known = np.array(pairs, np.float64).T
+            window = np.ones(SMOOTH_FRAMES)
+            share = np.convolve(right, window, "same") / np.maximum(1, np.convolve(known, window, "same"))
+            width = 2.4 if variant == "adapted" else 1.4
+            label = f"{variant.replace('_', ' ')}  F1 {report.macro_f1[variant]:.2f}" if report.macro_f1 else variant
+            top.plot(line.frames, share, color=COLOURS[variant], lw=width, label=label)
+    top.plot(line.labels, np.full(len(line.labels), 0.01), "|", color="#333333", ms=10, label="a label arrives")
+    top.set(ylim=(0, 1.02), ylabel="tiles right")
+    top.legend(loc="lower right", ncols=3, fontsize=9, frameon=False)
+    top.set_title(
+        f"{report.labels_used} labels for {report.tiles} tiles; "
+        f"model {report.model_hash[:8]}, mirror {'equal' if report.mirror_hash == report.model_hash else 'DIFFERS'}",
+        loc="left",
+    )
+    bottom.fill_between(line.frames, np.array(line.bytes_up) / 1000, color="#4a78c2", alpha=0.35, lw=0)
+    bottom.plot(line.frames, np.array(line.bytes_up) / 1000, color="#4a78c2", lw=1.4)
+    bottom.set(xlabel="frame", ylabel="kB sent up", ylim=(0, None))
+    for axes in (top, bottom):
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    try:
+        figure.savefig(path, dpi=110)
+    except OSError as error:
+        raise HadanetError(f"{path}: the picture cannot be written: {error.strerror}") from error
+    finally:
+        pyplot.close(figure)
