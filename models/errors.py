@@ -8,6 +8,7 @@
     ├── RecipeError         a training recipe that cannot be followed
     ├── ConfigError         a configuration file (onboard.config)
     ├── SourceError         a camera, folder, video or flight that cannot be opened (onboard.sources)
+    ├── RecorderError       a folder that cannot be recorded to (onboard.recorder)
     ├── TruthError          a truth file that cannot be used (onboard.truth)
     ├── LinkError           keys, addresses, and messages that break the protocol (link)
     └── StationError        the ground station's own files, ports and inputs (ground)
@@ -39,6 +40,10 @@ class ConfigError(HadanetError):
 
 class SourceError(HadanetError):
     """A camera, folder, video or simulated flight cannot be opened."""
+
+
+class RecorderError(HadanetError):
+    """A folder that cannot be recorded to."""
 
 
 class TruthError(HadanetError):
