@@ -21,11 +21,11 @@ from models.rangecoder import Decoder, Encoder, bit_context, integer_contexts
 
 FORMAT = 0xD1
 """First byte of a payload; another format gets another."""
-MAX_NAME_BYTES = 64
+MAX_NAME_BYTES = 256
 """Bound on a class name in UTF-8."""
 
 _COUNT_BITS = 7  # for 0 .. MAX_CLASSES - 1
-_LENGTH_BITS = 6  # for 0 .. MAX_NAME_BYTES - 1
+_LENGTH_BITS = 8  # for 0 .. MAX_NAME_BYTES - 1
 assert MAX_CLASSES <= 1 << _COUNT_BITS
 assert MAX_NAME_BYTES <= 1 << _LENGTH_BITS
 
