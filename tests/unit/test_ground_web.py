@@ -17,10 +17,10 @@ from tests.unit.test_ground_station import Wire
 FIRST = str(7 << 32)
 
 
-@pytest.fixture
-def station(tmp_path):
-    """A station after eight frames with two questions."""
-    store = Store.in_folder(tmp_path)
+@pytest.fixture(scope="module")
+def station(tmp_path_factory):
+    """A station after eight frames with two questions; a test that answers one takes the answer back."""
+    store = Store.in_folder(tmp_path_factory.mktemp("station"))
     base = small_model()
     station = Station(store, lambda base_hash, classes: base)
     station.attach(Wire())
@@ -97,7 +97,9 @@ def test_an_answer_and_its_undo(client, station):
     assert post(client, answer="trees").status_code == 409
     assert client.delete(f"/api/labels/{label}").json() == {"label": label}
     assert client.get("/api/queries?drone=kestrel").json()["open"] == 2
-    assert post(client, answer="").status_code == 201
+    response = post(client, answer="")
+    assert response.status_code == 201
+    client.delete(f"/api/labels/{response.json()['label']}")
 
 
 @pytest.mark.parametrize(
