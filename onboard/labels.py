@@ -28,7 +28,7 @@ class LabelLog:
     def __init__(self, path: Path) -> None:
         self._store = Store(path, schema=_SCHEMA, probes=_PROBES)
         self._lock = threading.Lock()
-        self._boot = self._store.boot
+        self._boot = self._store.boot >> 1  # 31 bits, so that a query id fits the 63 bits of an SQLite integer
 
     @property
     def boot(self) -> int:

@@ -192,7 +192,7 @@ class _Replay:
     def _mirror_hash(self) -> str:
         post, desk = self.assembly.post, self.assembly.desk
         if isinstance(post, Loopback):
-            return post.mirror.hash
+            return post.mirror.model.hash
         assert self.assembly.link is not None
         self.assembly.link.flush(MIRROR_TIMEOUT_S)
         desk.wait_mirror(MIRROR_TIMEOUT_S)
