@@ -153,7 +153,8 @@ def _rectangle(x: float, y: float, length_m: float, width_m: float, angle: float
     along = np.array([np.cos(angle), np.sin(angle)]) * length_m / 2 / RESOLUTION_M
     across = np.array([-np.sin(angle), np.cos(angle)]) * width_m / 2 / RESOLUTION_M
     corners: Points = np.array([-along - across, -along + across, along + across, along - across])
-    return corners + (x, y)
+    corners += (x, y)
+    return corners
 
 
 def _yards(rng: np.random.Generator, uses: NDArray[np.str_]) -> list[Points]:

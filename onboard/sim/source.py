@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from models.errors import SourceError
 from onboard.frame import Frame, Pose, Skipped
+from onboard.grid import edges
 from onboard.sim.camera import GROUND_M, View, advance_m, homography, view
 from onboard.sim.layout import BUILDING, CLASSES, RESOLUTION_M, lay_out
 from onboard.sim.paint import paint
@@ -156,7 +157,7 @@ class SimSource:
         )
 
     def _grid(self, key: Key) -> Grid | None:
-        """Return the truth of a frame; row r covers pixels r*height//rows up to (r+1)*height//rows, columns alike."""
+        """Return the truth of a frame number, None for a name and beyond the flight."""
         if not isinstance(key, int) or not 0 <= key < self.frame_count:
             return None
         last = self._last  # read once: another thread may put a new one
@@ -168,8 +169,8 @@ class SimSource:
 def tile_classes(pixels: NDArray[np.uint8], rows: int, cols: int) -> Grid:
     """Return the class number of each tile, int16 (rows, cols), `UNKNOWN` where none fills it."""
     height, width = pixels.shape
-    row_of = np.repeat(np.arange(rows), np.diff(np.arange(rows + 1) * height // rows))
-    col_of = np.repeat(np.arange(cols), np.diff(np.arange(cols + 1) * width // cols))
+    row_of = np.repeat(np.arange(rows), np.diff(edges(height, rows)))
+    col_of = np.repeat(np.arange(cols), np.diff(edges(width, cols)))
     tile = row_of[:, None] * cols + col_of
     counts = np.bincount((tile * len(CLASSES) + pixels).ravel(), minlength=rows * cols * len(CLASSES))
     parts = counts.reshape(rows, cols, len(CLASSES)) / counts.reshape(rows, cols, -1).sum(2, keepdims=True)

@@ -29,11 +29,14 @@ from onboard.frame import Frame, Pose, Skipped
 from onboard.sources import exif
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"})
-FORMATS = ("JPEG", "MPO", "PNG", "TIFF", "BMP", "WEBP")
+FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")
 MODES = frozenset({"L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "1"})
 """Pillow's modes of 8 bits or fewer per channel."""
 PADDING_BYTES = 512
-"""So many zeros at the end of a JPEG mean that the file was never written to its end (a battery pulled)."""
+"""So many zeros at the end, not behind an end mark, mean that the file was never fully written (a battery pulled)."""
+END_MARKS = {b"\xff\xd8": b"\xff\xd9", b"\x89P": b"IEND\xaeB`\x82"}
+"""First bytes and last ones of JPEG and PNG."""
+Image.init()  # without it Pillow knows only some of the formats by name
 _NAME_TIME = re.compile(r"(?<!\d)(\d{16})(?!\d)")
 # What Pillow raises for damaged files of these formats, found by cutting and flipping bytes.
 _DAMAGE = (
@@ -42,7 +45,6 @@ _DAMAGE = (
     TypeError,
     SyntaxError,
     LookupError,
-    AttributeError,
     ArithmeticError,
     EOFError,
     MemoryError,
@@ -131,7 +133,8 @@ def _in_order(paths: list[Path]) -> tuple[list[_Photo], float]:
         photos.append(_Photo(path=path, t_ns=last, pose=pose))
     photos.sort(key=lambda photo: photo.t_ns)  # stable: equal times stay in the order of names
     gaps = [b.t_ns - a.t_ns for a, b in pairwise(photos)]
-    gap_ns = statistics.median(gaps) if gaps else 0
+    # The median overlooks turns and pauses; it is 0 where the clock knows whole seconds only and photos are faster.
+    gap_ns = (statistics.median(gaps) or statistics.mean(gaps)) if gaps else 0
     return photos, 1e9 / gap_ns if gap_ns > 0 else 1.0
 
 
@@ -159,7 +162,7 @@ def _decode(path: Path) -> NDArray[np.uint8]:
     if not data:
         raise ValueError("the file is empty")
     stripped = data.rstrip(b"\0")
-    if data[:2] == b"\xff\xd8" and len(data) - len(stripped) >= PADDING_BYTES and not stripped.endswith(b"\xff\xd9"):
+    if len(data) - len(stripped) >= PADDING_BYTES and not stripped.endswith(END_MARKS.get(data[:2], b"")):
         raise ValueError("the file ends in zeros instead of an image")
     with _opened(io.BytesIO(data)) as image:
         if image.mode not in MODES:
@@ -182,4 +185,5 @@ def _opened(file: Path | BinaryIO) -> Iterator[Image.Image]:
 def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "this is not an image"
-    return str(error) or type(error).__name__
+    known = isinstance(error, OSError | ValueError | Image.DecompressionBombError) and str(error)
+    return str(error) if known else f"{type(error).__name__}: {error}"
