@@ -64,7 +64,8 @@ class _Live:
     notices: deque[tuple[float, str]] = field(default_factory=lambda: deque(maxlen=NOTICES))
     refused: int = 0
     resynced: float = -math.inf
-    differs_since: float | None = None
+    differs_since: float | None = None  # on the station's clock; None while the mirror is equal
+    ask_at: float = 0.0
     patience: float = RESYNC_PATIENCE_S
 
 
@@ -169,6 +170,8 @@ class Station:
             try:
                 live.mirror.apply(delta)
             except DeltaError as error:
+                live.differs_since = -math.inf  # no need to wait and see
+                live.ask_at = self._clock() + live.patience
                 self._resync(live, f"a delta does not fit the mirror: {error}")
                 return
             try:
@@ -245,15 +248,16 @@ class Station:
         """Once a second: hand over what other processes stored, and ask for models that stay different."""
         self._hand_over()
         for live in self._drones.values():
-            if live.mirror is None or live.mirror.hash == live.row.model_hash or not self._connected(live.row.name):
+            if live.mirror is None or live.mirror.hash == live.row.model_hash:
                 live.differs_since = None
                 continue
             now = self._clock()
             if live.differs_since is None:
-                live.differs_since = now
-            elif now - live.differs_since >= live.patience:
-                live.differs_since = now
+                live.differs_since, live.ask_at = now, now + live.patience
+                self._tell("drone", live.row.name)
+            elif now >= live.ask_at and self._connected(live.row.name):
                 live.patience = min(2 * live.patience, RESYNC_LONGEST_S)  # a thin link needs long for a whole model
+                live.ask_at = now + live.patience
                 self._resync(live, "its model differs from the mirror and no delta explains it")
 
     # --- for the page -----------------------------------------------------------------------------------------------
@@ -268,7 +272,7 @@ class Station:
         status, row, store = live.status or Status(frame=0, t_ns=0), live.row, self._store
         mirror = b"" if live.mirror is None else live.mirror.hash
         equal = mirror == row.model_hash
-        late = live.differs_since is None or self._clock() - live.differs_since < RESYNC_PATIENCE_S
+        early = live.differs_since is None or self._clock() - live.differs_since < RESYNC_PATIENCE_S
         return {
             "name": drone,
             "connected": self._connected(drone),
@@ -282,7 +286,7 @@ class Station:
             "base_hash": row.base_hash.hex(),
             "mirror_hash": mirror.hex(),
             "mirror_equal": equal,
-            "mirror": "equal" if equal else "none" if not mirror else "behind" if late else "differs",
+            "mirror": "equal" if equal else "none" if not mirror else "behind" if early else "differs",
             "no_mirror": live.no_mirror,
             "deltas": 0 if live.mirror is None else live.mirror.applied,
             "labels": store.count_labels(drone),

@@ -239,22 +239,22 @@ function showFacts() {
   const away = `away for ${ago(Date.now() / 1000 - d.seen_s)}`;
   const facts = [
     ["Link", d.connected ? "connected" : away, d.connected ? "good" : "bad"],
-    [`Model ${d.model_hash.slice(0, 8)}`, mirror, mood, d.model_hash],
+    [`Model ${d.model_hash.slice(0, 8)}`, mirror, `${mood} wide`, d.model_hash],
     ["Frame", s.frame.toLocaleString("en")],
     ["Rate", `${s.fps.toFixed(1)} fps`],
     ["Latency", `${s.latency_ms.toFixed(0)} ms`, "minor"],
     ["Dropped", s.dropped, s.dropped ? "warn" : ""],
     ["Learner", s.learner],
     ["Labels", s.labels === d.labels ? d.labels : `${s.labels} of ${d.labels}`, "", "used by the drone, of all answers"],
-    ["Updates", s.updates],
+    ["Updates", s.updates, "minor"],
     ["Rolled back", s.rollbacks, s.rollbacks ? "warn minor" : "minor"],
     ["Up / down", `${bytes(d.link.up)} / ${bytes(d.link.down)}`],
-    ["Recorder", s.recorder, "minor"],
+    ["Recorder", s.recorder, "minor rare"],
   ];
   const nodes = facts.map(([name, value, kind = "", title = ""]) =>
-    make("div", { className: kind.includes("minor") ? "minor" : "" },
+    make("div", { className: kind },
       make("dt", { textContent: name }),
-      make("dd", { textContent: value, className: kind, title })),
+      make("dd", { textContent: value, title })),
   );
   $("facts").replaceChildren(...nodes);
   const last = d.notices.at(-1);
