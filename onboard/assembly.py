@@ -83,6 +83,7 @@ class Assembly:
                     "config": msgspec.json.encode(config).decode(),
                     "model_hash": self.desk.model.hash,
                     "base_hash": self.base.hash,
+                    "classes": ",".join(self.base.classes),
                 },
                 max_file_bytes=config.record.max_mb << 20,
                 min_free_bytes=config.record.min_free_mb << 20,
