@@ -27,8 +27,12 @@ def check_hello(hello: Hello) -> None:
     check_integers(hello)
     if len(hello.base_hash) != HASH_BYTES or len(hello.model_hash) != HASH_BYTES:
         raise LinkError(f"a model hash has {HASH_BYTES} bytes")
-    if not 1 <= len(hello.classes) <= MAX_CLASSES or any(not 0 < len(c) <= MAX_NAME_CHARS for c in hello.classes):
-        raise LinkError(f"a drone has 1 to {MAX_CLASSES} classes with names of 1 to {MAX_NAME_CHARS} characters")
+    if not 1 <= len(hello.classes) <= MAX_CLASSES or not all(
+        0 < len(name) <= MAX_NAME_CHARS and name.isprintable() for name in hello.classes
+    ):
+        raise LinkError(
+            f"a drone has 1 to {MAX_CLASSES} classes with printable names of 1 to {MAX_NAME_CHARS} characters"
+        )
     if not (0 < hello.rows <= MAX_SIDE and 0 < hello.cols <= MAX_SIDE and 0 <= hello.boot < 2**64):
         raise LinkError(f"a grid of {hello.rows} x {hello.cols} tiles or the boot number {hello.boot} cannot be")
 
@@ -45,7 +49,7 @@ def check_query(query: Query, rows: int, cols: int) -> Query:
     if not 0 <= query.confidence <= 1:
         raise LinkError(f"its confidence {query.confidence} is not within 0 and 1")
     lat, lon = _place(query.lat_deg, query.lon_deg)
-    return msgspec.structs.replace(query, frame_name=query.frame_name[:MAX_NAME_CHARS], lat_deg=lat, lon_deg=lon)
+    return msgspec.structs.replace(query, frame_name=_text(query.frame_name), lat_deg=lat, lon_deg=lon)
 
 
 def check_status(status: Status) -> Status:
@@ -60,8 +64,8 @@ def check_status(status: Status) -> Status:
         yaw_deg=_finite(status.yaw_deg),
         fps=_finite(status.fps) or 0.0,
         latency_ms=_finite(status.latency_ms) or 0.0,
-        learner=status.learner[:MAX_NAME_CHARS],
-        recorder=status.recorder[:MAX_NAME_CHARS],
+        learner=_text(status.learner),
+        recorder=_text(status.recorder),
     )
 
 
@@ -73,6 +77,11 @@ def check_detections(seen: Detections) -> None:
         raise LinkError(f"a grid of {seen.rows} x {seen.cols} tiles cannot be")
     if not len(seen.classes) == len(seen.confidence) == tiles:
         raise LinkError(f"{len(seen.classes)} classes do not fill a grid of {seen.rows} x {seen.cols} tiles")
+
+
+def _text(text: str) -> str:
+    """What of a text can be shown, and be stored in every database: PostgreSQL takes no NUL."""
+    return "".join(c for c in text[:MAX_NAME_CHARS] if c.isprintable())
 
 
 def _finite(value: float | None) -> float | None:

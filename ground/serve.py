@@ -52,6 +52,8 @@ def serve(data: Path, bind: str, http: str, url: str | None, models: Path | None
         Addresses that are taken or wrong, a folder in use, a database or keys that cannot be used.
     """
     host, port = parse_http(http)
+    if models is not None and not models.is_dir():
+        raise StationError(f"{models}: no such folder: give --models the folder with the drones' base models")
     with _alone(data), contextlib.closing(Store.in_folder(data) if url is None else Store(url)) as store:
         listener = _listen(host, port)
         with listener:

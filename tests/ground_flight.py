@@ -1,16 +1,20 @@
 """A believable flight as messages: a drone mows a made-up landscape and asks about the tiles it is unsure of.
 
-``python -m tests.ground_flight DRONE.toml`` flies it against a running ``ground serve``, for a look at the page.
+``python -m tests.ground_flight KEYS.toml MODELS`` flies it in real time against ``ground serve --models MODELS``.
 """
 
+import contextlib
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from link.drone import DroneLink
+from link.keys import DroneKeys
 from link.messages import PROTOCOL, Delta, Detections, Hello, Message, Query, Status
 from models import artifact, delta
 from models.model import Model, head_shapes
@@ -175,26 +179,23 @@ def _frame(
 
 
 def main() -> None:
-    """Fly against a running station until it has everything."""
-    from link.drone import DroneLink
-    from link.keys import DroneKeys
-
-    keys = DroneKeys.load(Path(sys.argv[1]))
+    """Fly against a running station, in real time, until Ctrl-C; then until it has everything."""
+    keys, models = DroneKeys.load(Path(sys.argv[1])), Path(sys.argv[2])
     base = small_model()
+    artifact.save(base, models / "ground-test.safetensors")
     now = learned(base, 1)
-    print(f"base model for the station's models folder: {base.hash[:16]}")
     with tempfile.TemporaryDirectory() as folder:
-        artifact.save(base, Path(folder) / "base.safetensors")
         link = DroneLink(
             keys, Path(folder), lambda: hello(base, now), lambda message: print("from the ground:", message)
         )
         link.start()
         link.post(step(base, now, 0))
-        for messages in flight(200, model_hash=bytes.fromhex(now.hash)):
-            for message in messages:
-                link.post(message)
+        with contextlib.suppress(KeyboardInterrupt):
+            for messages in flight(600, model_hash=bytes.fromhex(now.hash)):
+                for message in messages:
+                    link.post(message)
+                time.sleep(0.2)
         print("all arrived" if link.flush(30) else "the station did not take everything")
-        input("Enter ends: ")
         link.close()
 
 

@@ -5,6 +5,7 @@ import { FlightMap, drawGrid } from "./map.js";
 
 const SILENCE_MS = 12000; // the station says something every 5 s
 const COLOURS = 10;
+const MAX_TRACK = 4000; // points
 const $ = (id) => document.getElementById(id);
 const make = (tag, props = {}, ...children) => {
   const node = Object.assign(document.createElement(tag), props);
@@ -93,6 +94,7 @@ function listen() {
     const { lat_deg: lat, lon_deg: lon } = data.status;
     const last = known.track.at(-1);
     if (lat !== null && lon !== null && (last?.[0] !== lat || last?.[1] !== lon)) known.track.push([lat, lon]);
+    if (known.track.length > MAX_TRACK) stateSoon(); // the station's own track is thinned
     Object.assign(known, data);
     show();
   };

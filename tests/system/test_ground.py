@@ -146,6 +146,7 @@ def test_one_station_per_folder_and_per_port(ground, tmp_path):
         (["serve", "--http", "nowhere"], "not HOST:PORT"),
         (["serve", "--http", "127.0.0.1:0", "--bind", "carrier-pigeon"], "carrier-pigeon"),
         (["serve", "--http", "127.0.0.1:0", "--db", "nosuch://x"], "cannot use this database URL"),
+        (["serve", "--models", "nowhere"], "nowhere: no such folder"),
         (["enroll", "Not A Name"], "is no name"),
         (["enroll", "kestrel", "--address", "here"], "is no address"),
         (["export", "flight.csv"], "no station has run with this folder"),

@@ -199,21 +199,30 @@ def test_a_question_that_makes_no_sense_is_refused_and_told(bench, query, fields
 
 def test_a_question_with_odd_values_is_kept(bench, query):
     bench.receive(hello(bench.base, bench.base))
-    bench.receive(msgspec.structs.replace(query, id=2**64 - 1, guess=99, lat_deg=math.nan, frame_name="x" * 1000))
+    bench.receive(
+        msgspec.structs.replace(query, id=2**64 - 1, guess=99, lat_deg=math.nan, frame_name="\0" + "x" * 1000)
+    )
     kept = bench.store.query("kestrel", 2**64 - 1)
-    assert (kept.guess, kept.lat_deg, kept.lon_deg, len(kept.frame_name)) == ("", None, None, 256)
+    assert (kept.guess, kept.lat_deg, kept.lon_deg, kept.frame_name) == ("", None, None, "x" * 255)
 
 
 def test_other_messages_that_make_no_sense(bench):
     greeting = hello(bench.base, bench.base)
     bench.receive(greeting)
-    for bad in ({"base_hash": b"short"}, {"classes": ()}, {"classes": ("",)}, {"rows": 0}, {"boot": 2**64}):
+    for bad in (
+        {"base_hash": b"short"},
+        {"classes": ()},
+        {"classes": ("",)},
+        {"classes": ("a\0",)},
+        {"rows": 0},
+        {"boot": 2**64},
+    ):
         bench.receive(msgspec.structs.replace(greeting, **bad))
     _, seen, *_ = next(flight(1))
     bench.receive(msgspec.structs.replace(seen, rows=3))
     bench.receive(Undo(label=1))
     bench.receive(Status(frame=2**63, t_ns=0))
-    assert bench.state["refused"] == 8
+    assert bench.state["refused"] == 9
     bench.receive(Status(frame=1, t_ns=1, lat_deg=91.0, lon_deg=0.0, fps=math.inf, alt_m=math.nan, learner="x" * 999))
     assert msgspec.json.decode(msgspec.json.encode(bench.state))["status"]["fps"] == 0.0
     assert bench.station.describe_map("kestrel")["track"] == []
