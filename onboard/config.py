@@ -44,7 +44,7 @@ class Learning(_Section):
     """
 
     enabled: bool = True
-    ridge: Annotated[float, meta(gt=0, le=1000)] = 0.2
+    ridge: Annotated[float, Meta(gt=0, le=1000)] = 0.2
     propagate: Share = 0.5
     reach_frames: Annotated[int, Meta(ge=0, le=64)] = 6
     per_class: Annotated[int, Meta(ge=8, le=1024)] = 160
