@@ -27,6 +27,7 @@ class Dealer:
         self._monitor: zmq.Socket[bytes] | None = None
         self._dial_s = 0.0
         self._backoff_s = BACKOFF_MIN_S
+        self._broken = 0  # handshakes in a row
 
     def poll(self, waker: Waker, *, for_room: bool, now_s: float, until_s: float) -> None:
         """Wait for a frame, a change of the connection, a wake, room to send if asked for, or `until_s`."""
@@ -111,6 +112,7 @@ class Dealer:
                 self.online = True
                 self.problem = ""
                 self._backoff_s = BACKOFF_MIN_S
+                self._broken = 0
             case zmq.Event.DISCONNECTED:
                 self.online = False
             case zmq.Event.HANDSHAKE_FAILED_AUTH:
@@ -120,10 +122,13 @@ class Dealer:
                     f"or with another key; enroll it there and copy the new file onto the drone",
                 )
             case zmq.Event.HANDSHAKE_FAILED_NO_DETAIL | zmq.Event.HANDSHAKE_FAILED_PROTOCOL:
+                self._broken += 1
                 self._refused(
                     now_s,
-                    f"the handshake with {address} broke off: most likely that station has another key than the one in "
-                    f"the file of drone '{name}'; enroll the drone at that station, or correct the address",
+                    self.problem
+                    if self._broken == 1  # once may be the line
+                    else f"handshakes with {address} break off: most likely that station has another key than the one "
+                    f"in the file of drone '{name}'; enroll the drone at that station, or correct the address",
                 )
             case zmq.Event.CLOSED:
                 self.problem = self.problem or f"the station at {address} cannot be reached: still calling"

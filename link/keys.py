@@ -7,6 +7,7 @@ have mode 0600, are written whole or not at all, and no secret is ever part of a
 
 import contextlib
 import fcntl
+import logging
 import os
 import re
 import shlex
@@ -28,6 +29,7 @@ NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 LOCK_S = 5.0
 """How long to wait for another process that makes keys in the same folder."""
 
+_logger = logging.getLogger(__name__)
 _KEY = re.compile(r"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")  # Z85; it has neither quotes nor backslashes
 
 
@@ -158,6 +160,7 @@ class AllowList:
                         )
                     self._names[_key(path, table, "public_key")] = name
                 except LinkError as error:
+                    _logger.warning("a drone is left out: %s", error)
                     self.problems.append(str(error))
             self._stamp = stamp
         return self._names

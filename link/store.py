@@ -32,7 +32,7 @@ _PROBES = ("SELECT id, peer, boot, seq, body FROM outbox", "SELECT peer, boot, s
 
 
 class Store:
-    """A SQLite file of one process, by default that of its channels: write-ahead log, a full sync per commit, mode 0600.
+    """A SQLite file of one process, by default that of its channels: write-ahead log, full sync per commit, mode 0600.
 
     A damaged file is moved aside (`moved_aside` is its new path) and an empty one takes its place, because a drone must
     fly on. `boot` numbers this opening of the file. Raises LinkError where the file cannot be opened, written or moved,
@@ -102,10 +102,11 @@ class Store:
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
             if version not in (0, _SCHEMA_VERSION):
                 raise _Damaged(f"schema version {version} is unknown")
-            self._db.execute("BEGIN IMMEDIATE")
-            for statement in (*self._schema, f"PRAGMA user_version={_SCHEMA_VERSION}"):
-                self._db.execute(statement)
-            self._db.execute("COMMIT")
+            if version == 0:  # else nothing is written: a file can be opened on a full disk
+                self._db.execute("BEGIN IMMEDIATE")
+                for statement in (*self._schema, f"PRAGMA user_version={_SCHEMA_VERSION}"):
+                    self._db.execute(statement)
+                self._db.execute("COMMIT")
             # a table of the same name and other columns is no file of ours
             for probe in self._probes:
                 self._db.execute(f"{probe} LIMIT 1").fetchall()

@@ -12,9 +12,11 @@ from link.messages import MAX_MESSAGE_BYTES, Casual
 
 ZAP_DOMAIN = b"hadanet"
 HEARTBEAT_S = 5
-"""The drone pings, the station answers: one frame each way (41 bytes up, 39 down), nothing else crosses when idle."""
-SILENCE_S = 20
-"""Either side takes the connection for dead after that long without a byte."""
+"""The drone pings and the station answers, 42 bytes up and 40 down: all that crosses when nothing happens."""
+UNACKNOWLEDGED_S = 20
+"""TCP gives a connection up when bytes, be it of a ping, stay unacknowledged for that long."""
+SILENCE_S = 60
+"""Either side gives a connection up when no whole message came for that long: the largest needs 4.4 kB/s to pass."""
 MAX_QUEUED = 64
 """Frames in a socket's own queue, and casual messages that wait for room in it; then the oldest goes."""
 
@@ -34,7 +36,7 @@ def set_options(sock: "zmq.Socket[bytes]") -> None:
     sock.setsockopt(zmq.SNDHWM, MAX_QUEUED)
     sock.setsockopt(zmq.RCVHWM, MAX_QUEUED)
     sock.setsockopt(zmq.MAXMSGSIZE, wire_bytes(MAX_MESSAGE_BYTES))
-    sock.setsockopt(zmq.TCP_MAXRT, SILENCE_S * 1000)
+    sock.setsockopt(zmq.TCP_MAXRT, UNACKNOWLEDGED_S * 1000)
 
 
 class Waker:

@@ -81,7 +81,7 @@ class Station:
         self.keys = StationKeys.load_or_create(folder)
         self.got, self.hellos, self.fail = {}, [], set()
         self.link = rig.loop.call(StationLink, self.keys, folder, address, self._on_message, self.watch.notify)
-        self._task = asyncio.run_coroutine_threadsafe(self.link.run(), rig.loop.loop)
+        self.task = asyncio.run_coroutine_threadsafe(self.link.run(), rig.loop.loop)
 
     def _on_message(self, drone, message):
         if isinstance(message, Hello):
@@ -103,7 +103,8 @@ class Station:
 
     def close(self):
         self.rig.loop.run(self.link.close())
-        self._task.result(TIMEOUT_S)
+        if not self.task.cancelled():
+            self.task.result(TIMEOUT_S)
 
 
 class Call:

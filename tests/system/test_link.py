@@ -1,6 +1,7 @@
 """Drones and a station over real sockets: kills, cuts, foreign keys, and drones that misbehave."""
 
 import itertools
+import os
 import random
 import subprocess
 import sys
@@ -51,7 +52,8 @@ def test_both_ways(rig):
     assert stats.connected
     assert mirrored.connected
     assert (stats.problem, stats.repeated, stats.refused, mirrored.rejected) == ("", 0, 0, 0)
-    assert (mirrored.bytes_up, mirrored.messages_up) == (stats.bytes_up, stats.messages_up)
+    rig.watch.until(lambda: station.stats("kite").bytes_up == drone.link.stats.bytes_up)
+    assert station.stats("kite").messages_up == drone.link.stats.messages_up
 
 
 def test_ipc(rig):
@@ -226,6 +228,13 @@ def test_a_port_in_use(rig):
     rig.station("second")  # and nothing of the failed one is left over
 
 
+def test_a_cancelled_station_lets_go_of_its_port(rig):
+    station = rig.station()
+    station.task.cancel()
+    rig.loop.run(station.link.close())
+    rig.station(address=station.link.address)
+
+
 def test_close_before_run(rig):
     station = rig.station()
 
@@ -395,3 +404,25 @@ def test_a_full_disk_on_the_drone(rig):
     assert drone.link.flush(20)
     assert len(station.got["kite"]) == count
     assert station.got["kite"] == sorted(set(station.got["kite"]))
+
+
+def test_an_outbox_that_is_damaged_in_flight(rig):
+    station = rig.station()
+    address = station.link.address
+    file = rig.enroll("kite", address)
+    station.close()
+    drone = rig.drone(file)
+    for number in range(1000):  # more than SQLite caches
+        drone.link.post(delta(number, 4000))
+    rig.watch.until(lambda: not drone.link._waiting)
+    for path in (rig.folder / "kite").iterdir():
+        with path.open("r+b") as out:
+            size = out.seek(0, os.SEEK_END)
+            out.seek(4096)
+            out.write(os.urandom(size - 4096))
+    station = rig.station(address=address)
+    drone.link.post(delta(2000))
+    rig.watch.until(lambda: len(list((rig.folder / "kite").glob("*.corrupt-*"))) > 0)
+    drone.link.post(delta(2001))
+    assert drone.link.flush(20)
+    assert station.got["kite"][-1] == 2001

@@ -361,7 +361,7 @@ def test_a_damaged_file_is_moved_aside(tmp_path, spoil, caplog):
     side.store.close()
 
 
-@pytest.mark.parametrize("sql", ["CREATE TABLE outbox (x)", "PRAGMA user_version = 77"])
+@pytest.mark.parametrize("sql", ["CREATE TABLE outbox (x)", "PRAGMA user_version = 77", "PRAGMA user_version = 1"])
 def test_a_file_of_something_else_is_moved_aside(tmp_path, sql):
     path = tmp_path / "outbox.sqlite"
     other = sqlite3.connect(path)
@@ -434,6 +434,11 @@ FULL_DISK = """
     except LinkError as error:
         print(error)
     assert channel.pending()[0] == posted > 10, posted
+    resource.setrlimit(resource.RLIMIT_FSIZE, (512, -1))
+    channel.store.close()
+    channel = Channel(Store(path), "peer")  # a process that starts on a full disk
+    assert channel.pending()[0] == posted
+    assert len(channel.outgoing(0.0)) == 1
     resource.setrlimit(resource.RLIMIT_FSIZE, (-1, -1))
     channel.post(Delta(parent=b"", result=b"", frame=posted, payload=bytes(5000)))
     print(posted + 1)
