@@ -177,7 +177,10 @@ class Store:
         """Store a question with its picture; `guess` is the name of the class. False where it was there already."""
         row = {c.name: getattr(query, c.name) for c in t.queries.c if c.name not in ("n", "drone", "id", "guess")}
         with self._begin() as db:
-            return _insert_new(db, t.queries, {"drone": drone, "id": str(query.id)}, {**row, "guess": guess})
+            new = _insert_new(db, t.queries, {"drone": drone, "id": str(query.id)}, {**row, "guess": guess})
+            if new:
+                _add_position(db, drone, query)
+        return new
 
     def open_queries(self, drone: str, limit: int) -> list[QueryRow]:
         """The first `limit` questions of `drone` without an answer, in the order of their arrival."""
@@ -343,21 +346,7 @@ class Store:
                 body = {k: v for k, v in msgspec.structs.asdict(status).items() if k != "model_hash"}
                 db.execute(insert(t.statuses).values(drone=drone, received_ns=now, body=body))
                 db.execute(update(t.drones).where(t.drones.c.name == drone).values(seen_ns=now))
-            if status.lat_deg is None or status.lon_deg is None:
-                return
-            point = db.execute(
-                select(t.positions).where(t.positions.c.drone == drone).order_by(t.positions.c.n.desc()).limit(1)
-            ).first()
-            if point is None or late or _apart(point, status.lat_deg, status.lon_deg):
-                db.execute(
-                    insert(t.positions).values(
-                        drone=drone,
-                        t_ns=status.t_ns,
-                        lat_deg=status.lat_deg,
-                        lon_deg=status.lon_deg,
-                        alt_m=status.alt_m,
-                    )
-                )
+            _add_position(db, drone, status, always=late)
 
     def last_status(self, drone: str) -> Status | None:
         """The last status of the history (without a model hash)."""
@@ -418,5 +407,15 @@ def _upsert(db: Connection, table: Table, key: dict[str, Any], values: dict[str,
         db.execute(update(table).where(*(table.c[k] == v for k, v in key.items())).values(**values))
 
 
-def _apart(point: Any, lat_deg: float, lon_deg: float) -> bool:
-    return bool(max(abs(point.lat_deg - lat_deg), abs(point.lon_deg - lon_deg)) >= TRACK_STEP_DEG)
+def _add_position(db: Connection, drone: str, at: Status | Query, always: bool = False) -> None:
+    """Add a track point where the drone has moved. A question may come late: then the track has gone on already."""
+    if at.lat_deg is None or at.lon_deg is None:
+        return
+    points = select(t.positions).where(t.positions.c.drone == drone).order_by(t.positions.c.n.desc())
+    last = db.execute(points.limit(1)).first()
+    if last is not None:
+        if isinstance(at, Query) and at.t_ns <= last.t_ns:
+            return
+        if not always and max(abs(last.lat_deg - at.lat_deg), abs(last.lon_deg - at.lon_deg)) < TRACK_STEP_DEG:
+            return
+    db.execute(insert(t.positions).values(drone=drone, t_ns=at.t_ns, lat_deg=at.lat_deg, lon_deg=at.lon_deg))

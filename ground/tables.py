@@ -85,7 +85,6 @@ positions = Table(
     Column("t_ns", BigInteger, nullable=False),
     Column("lat_deg", Float, nullable=False),
     Column("lon_deg", Float, nullable=False),
-    Column("alt_m", Float),
 )
 statuses = Table(
     "statuses",

@@ -9,6 +9,12 @@ export function niceLength(metres) {
   return [5, 2, 1].find((step) => step * power <= metres) * power;
 }
 
+/** The way it last moved in degrees, for a drone that does not know its heading; null before it moved. */
+function course(track) {
+  const [[x0, y0], [x1, y1]] = [track.at(-2) ?? track[0], track.at(-1)];
+  return x0 === x1 && y0 === y1 ? null : (Math.atan2(x1 - x0, y1 - y0) * 180) / Math.PI;
+}
+
 export class FlightMap {
   constructor(canvas, onView) {
     this.canvas = canvas;
@@ -103,7 +109,7 @@ export class FlightMap {
       ctx.stroke();
     }
     data.asked.forEach(([, , answer, id], i) => this.dot(ctx, at(asked[i]), answer, id === data.current));
-    if (track.length) this.drone(ctx, at(track.at(-1)), data.yaw);
+    if (track.length) this.drone(ctx, at(track.at(-1)), data.yaw ?? course(track));
     this.scaleBar(ctx, height, length, length * scale);
     this.north(ctx, width);
   }
@@ -146,7 +152,7 @@ export class FlightMap {
     ctx.save();
     ctx.translate(x, y);
     ctx.beginPath();
-    if (yaw === null || yaw === undefined) {
+    if (yaw === null) {
       ctx.arc(0, 0, 8, 0, 7);
     } else {
       ctx.rotate((yaw * Math.PI) / 180);
