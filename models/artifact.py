@@ -1,5 +1,6 @@
 """A model on disk: one safetensors file with the spec, the classes, the recipe, the scores and the hash inside."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -35,8 +36,10 @@ def save(model: Model, path: Path, **about: str) -> None:
             os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise ArtifactError(f"{path}: cannot be written: {error.strerror}; choose another folder") from error
+    finally:
+        with contextlib.suppress(OSError):  # there is nothing to remove, unless the disk is full or Ctrl-C came
+            partial.unlink()
 
 
 def describe(path: Path) -> dict[str, str]:

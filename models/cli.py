@@ -17,7 +17,7 @@ def _info(args: argparse.Namespace) -> int:
         "block scales": sum(a.size for n, a in model.tensors.items() if n.endswith(".q")),
         "float parameters": sum(a.size for a in model.tensors.values() if a.dtype.name == "float32"),
     }
-    facts = {
+    facts: dict[str, object] = {
         "hash": model.hash,
         "network": model.spec.name,
         "input": f"{model.spec.input_size} x {model.spec.input_size} x 3",
@@ -41,7 +41,9 @@ def _train(args: argparse.Namespace) -> int:
     try:
         from models.training import trainer
     except ModuleNotFoundError as error:
-        raise HadanetError(f"training needs {error.name}: pip install 'hadanet-uav[train]'") from error
+        if error.name != "torch":
+            raise
+        raise HadanetError("training needs PyTorch: pip install 'hadanet-uav[train]'") from error
     scores = trainer.run(args.recipe, args.out)
     sys.stdout.write(f"{args.out}: {json.dumps(scores)}\n")
     return 0
@@ -65,13 +67,16 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run `hadanet`; a user's mistake is one line on stderr and exit status 1."""
+    """Run `hadanet`; a user's mistake is one line on stderr and exit status 1, Ctrl-C is exit status 130."""
     args = parser().parse_args(argv)
     try:
         return int(args.run(args))
     except HadanetError as error:
         sys.stderr.write(f"hadanet: {error}\n")
         return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("hadanet: stopped\n")
+        return 130
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ A network is a float stem, binary blocks, and a feature vector; `docs/architectu
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -17,6 +17,14 @@ from models.bits import unpack_signs
 Tensors = Mapping[str, NDArray[Any]]
 Floats = NDArray[np.float32]
 
+Channels = Annotated[int, msgspec.Meta(ge=1, le=4096)]
+Kernel = Annotated[int, msgspec.Meta(ge=1, le=31)]
+Stride = Annotated[int, msgspec.Meta(ge=1, le=16)]
+Beta = Annotated[int, msgspec.Meta(ge=0, le=65536)]
+Grey = Annotated[float, msgspec.Meta(ge=0, le=255)]
+Deviation = Annotated[float, msgspec.Meta(gt=0, le=255)]
+"""Bounds that hold wherever a spec is read from a file, a recipe's or an artifact's."""
+
 HEAD_STEP = 2.0**-9
 """Grid of the classifier's int16 weights: a weight lies in -64..64 with a resolution of 0.002."""
 
@@ -24,29 +32,29 @@ POOL_EPSILON = 1e-5
 """Added to the variance over pixels before its root is taken, so that the root has a gradient everywhere."""
 
 
-class Stem(msgspec.Struct, frozen=True, kw_only=True):
+class Stem(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The float first layer: convolution, affine, PReLU (the paper keeps the first layer at beta = 1)."""
 
-    channels: int
-    kernel: int = 3
-    stride: int = 2
+    channels: Channels
+    kernel: Kernel = 3
+    stride: Stride = 2
 
 
-class Block(msgspec.Struct, frozen=True, kw_only=True):
+class Block(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A binary convolution with a shortcut around it.
 
     beta_w: entries of K = (kh, kw, c) that share a weight scale (eq. 1); beta_a: channels that share an activation
     scale (eq. 3), 0 for one scale per pixel.
     """
 
-    channels: int
-    kernel: int = 3
-    stride: int = 1
-    beta_w: int = 16
-    beta_a: int = 0
+    channels: Channels
+    kernel: Kernel = 3
+    stride: Stride = 1
+    beta_w: Beta = 16
+    beta_a: Beta = 0
 
 
-class NetworkSpec(msgspec.Struct, frozen=True, kw_only=True):
+class NetworkSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A whole network. Inputs are (input_size, input_size, 3) tiles; `mean` and `std` are RGB in 0..255.
 
     taps: numbers of the blocks whose outputs, pooled to mean and deviation over the pixels, make the feature vector;
@@ -54,13 +62,13 @@ class NetworkSpec(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     name: str
-    input_size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    input_size: Annotated[int, msgspec.Meta(ge=1, le=1024)]
+    mean: tuple[Grey, Grey, Grey]
+    std: tuple[Deviation, Deviation, Deviation]
     stem: Stem
-    blocks: tuple[Block, ...]
-    taps: tuple[int, ...]
-    beta_f: int = 16
+    blocks: Annotated[tuple[Block, ...], msgspec.Meta(min_length=1, max_length=256)]
+    taps: Annotated[tuple[int, ...], msgspec.Meta(min_length=1)]
+    beta_f: Beta = 16
 
     @property
     def feature_count(self) -> int:
@@ -100,7 +108,8 @@ def _convolve(x: Floats, weight: Floats, stride: int) -> Floats:
     k = weight.shape[1]
     x = np.pad(x, ((0, 0), (k // 2, k // 2), (k // 2, k // 2), (0, 0)))
     windows = np.lib.stride_tricks.sliding_window_view(x, (k, k), axis=(1, 2))[:, ::stride, ::stride]
-    return np.einsum("nhwcij,oijc->nhwo", windows, weight, optimize=True).astype(np.float32)
+    out: Floats = np.einsum("nhwcij,oijc->nhwo", windows, weight, optimize=True).astype(np.float32)
+    return out
 
 
 def _prelu(x: Floats, slope: Floats) -> Floats:
@@ -131,7 +140,8 @@ def forward(spec: NetworkSpec, tensors: Tensors, tiles: NDArray[np.uint8]) -> Fl
     def floats(name: str) -> Floats:
         return tensors[name].astype(np.float32)
 
-    x = (tiles[..., ::-1].astype(np.float32) - np.float32(spec.mean)) / np.float32(spec.std)
+    mean, std = np.array(spec.mean, np.float32), np.array(spec.std, np.float32)
+    x = (tiles[..., ::-1].astype(np.float32) - mean) / std
     y = _convolve(x, floats("stem.weight"), spec.stem.stride)
     x = _prelu(y * floats("stem.scale") + floats("stem.shift"), floats("stem.slope"))
     pooled = []

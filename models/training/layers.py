@@ -3,6 +3,11 @@
 Latent weights are float (out, k, k, in), so that blocks run along K = (kh, kw, c) as they do in flight.
 """
 
+# Whether torch is installed decides which ignores below are needed, so none is reported as unused.
+# mypy: no-warn-unused-ignores
+
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -20,24 +25,30 @@ class _Binarize(torch.autograd.Function):
     """Blocks of beta along the last axis, 0 for the whole axis: eq. 1 and 2 forward, eq. 5 and 6 backward."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, beta: int) -> Tensor:  # type: ignore[no-untyped-def, override]
-        k = x.shape[-1]
-        beta = beta or k
-        blocks = F.pad(x, (0, -k % beta)).unflatten(-1, (-1, beta))
+    def forward(ctx: Any, x: Tensor, beta: int) -> Tensor:
+        width = x.shape[-1]
+        beta = min(beta, width) or width
+        blocks = _blocks(x, beta)
         length = torch.full((blocks.shape[-2], 1), beta, dtype=x.dtype, device=x.device)
-        length[-1] -= -k % beta
-        signs = torch.where(blocks >= 0, 1.0, -1.0).to(x.dtype)
+        length[-1] -= -width % beta
+        signs = torch.where(blocks < 0, -1.0, 1.0).to(x.dtype)
         delta = blocks.abs().sum(-1, keepdim=True) / length
         ctx.save_for_backward(signs, delta, blocks.abs() <= 1, length)
-        return (signs * delta).flatten(-2)[..., :k]
+        out: Tensor = (signs * delta).flatten(-2)[..., :width]
+        return out
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def, override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         signs, delta, passes, length = ctx.saved_tensors
-        k, beta = grad.shape[-1], signs.shape[-1]
-        blocks = F.pad(grad, (0, -k % beta)).unflatten(-1, (-1, beta))
+        blocks = _blocks(grad, signs.shape[-1])
         out = signs * ((blocks * signs).sum(-1, keepdim=True) / length) + delta * blocks * passes
-        return out.flatten(-2)[..., :k], None
+        return out.flatten(-2)[..., : grad.shape[-1]], None
+
+
+def _blocks(x: Tensor, beta: int) -> Tensor:
+    """(..., K) -> (..., ceil(K/beta), beta), zeros behind the last entry."""
+    out: Tensor = F.pad(x, (0, -x.shape[-1] % beta)).unflatten(-1, (-1, beta))  # type: ignore[no-untyped-call]
+    return out
 
 
 def binarize(x: Tensor, beta: int) -> Tensor:
@@ -108,7 +119,7 @@ class Net(nn.Module):
     def clip(self) -> None:
         """Keep latent weights in [-1, 1], where the straight-through gradient lives (algorithm 1)."""
         for block in self.blocks:
-            block.weight.clamp_(-1, 1)  # type: ignore[union-attr, operator]
+            block.weight.clamp_(-1, 1)  # type: ignore[operator, union-attr]
 
 
 def _folded(norm: nn.BatchNorm2d | nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
@@ -131,7 +142,8 @@ def canonical(net: Net) -> dict[str, NDArray[np.generic]]:
         beta = block.spec.beta_w or latent.shape[1]
         delta = binarize(latent, beta).abs()[:, ::beta]
         s = delta.amax(1) / Q_MAX
-        packed[f"block{i}.q"] = (delta / s[:, None]).round().clamp(1, Q_MAX).numpy().astype(np.uint8)
+        s_or_1 = torch.where(s > 0, s, 1.0)  # a channel of zeros: its q do not matter
+        packed[f"block{i}.q"] = (delta / s_or_1[:, None]).round().clamp(1, Q_MAX).numpy().astype(np.uint8)
         packed[f"block{i}.bits"] = pack_signs(latent.numpy())
         floats[f"block{i}.s"] = s
         floats[f"block{i}.in_shift"] = block.in_shift

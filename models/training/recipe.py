@@ -9,7 +9,6 @@ import msgspec
 from models.errors import RecipeError
 from models.network import NetworkSpec
 
-Positive = Annotated[int, msgspec.Meta(ge=1)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
@@ -28,17 +27,21 @@ class Augment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What to train, on what, and how. `dataset` is a name that `models.training.datasets` knows."""
+    """What to train, on what, and how. `dataset` is a name that `models.training.datasets` knows.
+
+    batch: images a step, 2 or more, because BatchNorm compares them; learning_rate: the highest, reached after the
+    share `warm_up` of all steps.
+    """
 
     dataset: str
     network: NetworkSpec
-    epochs: Positive
-    batch: Positive
+    epochs: Annotated[int, msgspec.Meta(ge=1, le=100_000)]
+    batch: Annotated[int, msgspec.Meta(ge=2, le=65_536)]
     learning_rate: Annotated[float, msgspec.Meta(gt=0, le=1)]
-    warm_up: Share = 0.1
+    warm_up: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.1
     label_smoothing: Share = 0.1
     augment: Augment = Augment()
-    seed: Annotated[int, msgspec.Meta(ge=0)] = 0
+    seed: Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)] = 0
 
 
 def read(path: Path) -> tuple[Recipe, str]:
@@ -50,7 +53,28 @@ def read(path: Path) -> tuple[Recipe, str]:
         raise RecipeError(f"{path}: cannot be read: {error.strerror}") from error
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
         raise RecipeError(f"{path}: {error}") from error
-    network = recipe.network
-    if not network.blocks or not network.taps or any(not 0 <= t < len(network.blocks) for t in network.taps):
-        raise RecipeError(f"{path}: network.taps must name blocks 0..{len(network.blocks) - 1}, not {network.taps}")
+    if problem := _misfit(recipe.network):
+        raise RecipeError(f"{path}: {problem}")
     return recipe, text
+
+
+def _misfit(network: NetworkSpec) -> str | None:
+    """What the network's layers do not agree on; the bounds of each value alone stand in its type."""
+    last = len(network.blocks) - 1
+    if list(network.taps) != sorted({t for t in network.taps if 0 <= t <= last}):
+        return f"network.taps must be rising numbers of blocks, 0..{last}, not {list(network.taps)}"
+    if network.stem.kernel % 2 == 0:
+        return f"network.stem.kernel must be odd, not {network.stem.kernel}"
+    size = (network.input_size - 1) // network.stem.stride + 1
+    for i, block in enumerate(network.blocks):
+        if block.kernel % 2 == 0:
+            return f"network.blocks[{i}].kernel must be odd, not {block.kernel}"
+        if block.stride > 2:
+            return f"network.blocks[{i}].stride must be 1 or 2, not {block.stride}"
+        if block.stride == 2 and size % 2:
+            return (
+                f"network.blocks[{i}] has stride 2, which needs an even size, but {size} x {size} pixels reach it; "
+                "change network.input_size or the strides before it"
+            )
+        size //= block.stride
+    return None
