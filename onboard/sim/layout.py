@@ -161,7 +161,7 @@ def _yards(rng: np.random.Generator, uses: NDArray[np.str_]) -> list[Points]:
     yards = []
     for row, col in np.argwhere(uses == "farm"):
         x, y = _centre(row, col)
-        yards.append(_rectangle(x, y, rng.uniform(22, 26), rng.uniform(19, 23), rng.normal(0, 0.15)))
+        yards.append(_rectangle(x, y, rng.uniform(19, 22), rng.uniform(15, 18), rng.normal(0, 0.15)))
     return yards
 
 

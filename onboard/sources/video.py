@@ -1,7 +1,7 @@
 """A video file, frame by frame, with the times that its container gives.
 
-Frames are decoded when they are asked for. Where a file is damaged, what can be decoded before and after is yielded
-and the gap is put down in `skipped`.
+Frames are decoded when they are asked for. Where a file is damaged, all frames before and those from the next key
+frame on are yielded, and the ones between are put down in `skipped`.
 """
 
 import threading
@@ -79,21 +79,37 @@ class VideoSource:
 
     def _decoded(self) -> Iterator[tuple[NDArray[np.uint8] | None, float | None, str]]:
         """Yield (image, seconds, "") or (None, None, reason)."""
+        # Time stamp of the damage: decoders fill in what is missing, so nothing from there on can be trusted until a
+        # key frame, while frames from before may still be in the decoder.
+        damage: int | None = None
         try:
             with av.open(self.uri) as container:
                 for packet in container.demux(container.streams.video[0]):
+                    if packet.is_corrupt and damage is None:
+                        damage = _stamp(packet)
                     try:
                         frames = packet.decode()
                     except av.FFmpegError as error:
+                        damage = _stamp(packet) if damage is None else damage
                         yield None, None, f"damaged: {_words(error)}"
                         continue
                     for frame in frames:
+                        stamp = frame.pts or 0
+                        if damage is not None and frame.key_frame and stamp > damage:
+                            damage = None
                         if frame.is_corrupt:
+                            damage = stamp if damage is None else damage
                             yield None, None, "damaged: only a part of the frame could be decoded"
+                        elif damage is not None and stamp >= damage:
+                            yield None, None, "damaged: it builds on a frame that is damaged"
                         else:
                             yield _image(frame), frame.time, ""
         except av.FFmpegError as error:
             yield None, None, f"the file cannot be read any further: {_words(error)}"
+
+
+def _stamp(packet: "av.Packet[av.VideoStream]") -> int:
+    return next((stamp for stamp in (packet.pts, packet.dts) if stamp is not None), 0)
 
 
 def _image(frame: av.VideoFrame) -> NDArray[np.uint8]:

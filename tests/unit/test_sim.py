@@ -146,7 +146,7 @@ def test_flight_is_continuous_and_long_flights_stay_on_their_side():
     assert np.median(steps) > 1.8
     middle = track[:, 1] > 296 / 2
     assert not middle[:1500].any()
-    assert middle[1500:].all()
+    assert middle[1501:].all()
     turned = view(PATH_M / 2 + 40, phases)
     straight = view(PATH_M / 2 - 40, phases)
     assert abs((turned.yaw_deg - straight.yaw_deg) % 360 - 180) < 20, "it flies back along the lane"
@@ -212,6 +212,25 @@ def test_truth_answers_for_this_flight_only(flight):
     assert sum(counts.values()) > 0.75 * 120 * 48, "few tiles are ambiguous"
 
 
+def test_the_same_classes_look_different_in_the_south():
+    """Meadows dry up, roads turn from grey to brown, roofs from slate to red; all by daylight, before any dusk."""
+    made = world(3)
+    north, south = (made.photo[part].reshape(-1, 3).astype(int) for part in (np.s_[:1200], np.s_[1800:]))
+    classes = made.classes[:1200].ravel(), made.classes[1800:].ravel()
+
+    def colour(name):
+        number = CLASSES.index(name)
+        return (np.median(photo[where == number], axis=0) for photo, where in zip((north, south), classes, strict=True))
+
+    (_, g, r), (_, g2, r2) = colour("grass")
+    assert g > r + 5
+    assert r2 > g2 + 5
+    for name in ("road", "building"):
+        (b, _, r), (b2, _, r2) = colour(name)
+        assert abs(r - b) < 15
+        assert r2 - b2 > 30
+
+
 def features(tile):
     """Log colours and log edge energies at three scales."""
     gray = cv2.cvtColor(tile, cv2.COLOR_BGR2GRAY).astype(np.float32)
@@ -261,7 +280,7 @@ def test_what_the_flight_asks_of_a_learner(flight):
     assert score["all labels, mean colour"] < 0.7
     assert score["frozen, first half"] > score["frozen, second half"] + 0.15
     light = [np.median(frame.image) for frame in frames]
-    assert np.mean(light[-12:]) < 0.75 * np.mean(light[:12]), "dusk"
+    assert np.mean(light[-12:]) < 0.9 * np.mean(light[:12]), "dusk"
 
 
 def test_a_live_flight_loses_frames_that_are_not_taken():
