@@ -63,6 +63,8 @@ class Engine:
         for _ in range(threads):
             self._workers.put(_Worker(self._network))
         self._pool = ThreadPoolExecutor(threads, "engine") if threads > 1 else None
+        self._scale = model.tensors["features.scale"].astype(np.float32)
+        self._shift = model.tensors["features.shift"].astype(np.float32)
         self._head = model.tensors["head.weight"].astype(np.float32).T * np.float32(HEAD_STEP)
         self._bias = model.tensors["head.bias"].astype(np.float32) * np.float32(HEAD_STEP)
         self._warm = False
@@ -86,8 +88,7 @@ class Engine:
         if tiles.dtype != np.uint8 or tiles.ndim != 4 or tiles.shape[1:] != shape:
             raise ValueError(f"tiles are uint8 {('N', *shape)}, not {tiles.dtype} {tiles.shape}")
         self.warm_up()
-        scale, shift = self.model.tensors["features.scale"], self.model.tensors["features.shift"]
-        z = (self._pooled(tiles) * scale + shift).astype(np.float32)
+        z = self._pooled(tiles) * self._scale + self._shift
         return Features(pack_signs(z), block_scales(z, spec.beta_f), spec.feature_count, spec.beta_f)
 
     def logits(self, features: Features) -> Floats:
@@ -97,7 +98,6 @@ class Engine:
 
     def _pooled(self, tiles: NDArray[np.uint8]) -> Floats:
         """The moments of the tapped blocks, float32 (N, F)."""
-        tiles = np.ascontiguousarray(tiles)
         out = np.empty((len(tiles), self.model.spec.feature_count), np.float32)
         starts = range(0, len(tiles), PIECE_IMAGES)
         if self._pool is None or len(starts) < 2:
@@ -126,8 +126,8 @@ class _Layer:
                 "with stride 1, or 2 at an even size, can be computed"
             )
 
-        def tensor(name: str) -> NDArray[np.generic]:
-            return model.tensors[f"block{i}.{name}"]
+        def floats(name: str) -> Floats:
+            return model.tensors[f"block{i}.{name}"].astype(np.float32)
 
         self.channels = block.channels
         self.tapped = i in model.spec.taps
@@ -135,12 +135,18 @@ class _Layer:
         self.out_size = size // block.stride
         self.beta_a = block.beta_a or c_in
         self.groups = -(-c_in // self.beta_a)
-        self.in_shift = tensor("in_shift")
+        self.in_shift = floats("in_shift")
         self.window = plan.window(size, block.kernel, block.stride)
         self.weights = plan.binary_weights(
-            tensor("bits"), tensor("q"), c_in, block.kernel, block.beta_w, block.beta_a, self.window.width
+            model.tensors[f"block{i}.bits"].astype(np.uint8),
+            model.tensors[f"block{i}.q"].astype(np.uint8),
+            c_in,
+            block.kernel,
+            block.beta_w,
+            block.beta_a,
+            self.window.width,
         )
-        self.affine = plan.affine(tensor("scale") * tensor("s"), tensor("shift"), tensor("slope"))
+        self.affine = plan.affine(floats("scale") * floats("s"), floats("shift"), floats("slope"))
 
 
 class _Network:
@@ -148,14 +154,16 @@ class _Network:
 
     def __init__(self, model: Model) -> None:
         spec = model.spec
-        size = spec.input_size
+        self.size = size = spec.input_size
         if spec.stem.kernel % 2 == 0 or spec.stem.stride < 1:
             raise ArtifactError(f"the stem needs an odd kernel and a stride from 1 up, not {spec.stem}")
         self.stem = spec.stem
         self.stem_window = plan.window(size, spec.stem.kernel, spec.stem.stride)
-        weight = model.tensors["stem.weight"]
+        weight = model.tensors["stem.weight"].astype(np.float32)
         self.stem_weight = plan.tiles(weight.reshape(spec.stem.channels, -1))
-        self.stem_affine = plan.affine(*(model.tensors[f"stem.{name}"] for name in ("scale", "shift", "slope")))
+        self.stem_affine = plan.affine(
+            *(model.tensors[f"stem.{name}"].astype(np.float32) for name in ("scale", "shift", "slope"))
+        )
         grey = np.arange(256, dtype=np.float32)
         mean, std = (np.array(x, np.float32)[:, None] for x in (spec.mean, spec.std))
         self.table = (grey - mean) / std
@@ -177,20 +185,25 @@ class _Worker:
 
         widest = max(len(network.stem_weight), *(len(x.weights.bits) for x in network.layers))
         self.sums = np.zeros((kernels.ROWS, widest * LANES), np.float32)
+        self.tiles = np.zeros((PIECE_IMAGES, network.size, network.size, 3), np.uint8)
         self.pixels = floats(network.stem_window.image_pixels, 3)
         self.stem_out = floats(network.stem_size**2, network.stem.channels)
-        self.words, self.scales, self.halves, self.outs = [], [], [], []
+        self.words: list[NDArray[np.uint16]] = []
+        self.scales: list[Floats] = []
+        self.halves: list[Floats] = []
+        self.outs: list[Floats] = []
         for layer in network.layers:
             c_in = len(layer.in_shift)
             self.words.append(np.zeros((PIECE_IMAGES * layer.window.image_pixels, -(-c_in // 16)), np.uint16))
             self.scales.append(floats(layer.window.image_pixels, layer.groups))
-            self.halves.append(floats(layer.out_size**2, c_in) if layer.stride == 2 else None)
+            self.halves.append(floats(layer.out_size**2 if layer.stride == 2 else 0, c_in))
             self.outs.append(floats(layer.out_size**2, layer.channels))
 
     def run(self, tiles: NDArray[np.uint8], pooled: Floats) -> None:
         """At most PIECE_IMAGES tiles through the network; pooled (N, F) gets the moments of the tapped blocks."""
         net, images, first = self.network, len(tiles), 0
-        kernels.normalise(tiles, net.table, net.stem_window, self.pixels)
+        self.tiles[:images] = tiles  # contiguous and writeable: what the kernels are compiled for
+        kernels.normalise(self.tiles[:images], net.table, net.stem_window, self.pixels)
         x = self.stem_out[: images * net.stem_size**2]
         kernels.stem(self.pixels, net.stem_window, net.stem.kernel, net.stem_weight, net.stem_affine, self.sums, x)
         for i, layer in enumerate(net.layers):

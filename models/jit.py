@@ -4,6 +4,7 @@ Compiled kernels are kept on disk, in the first of these folders that can be wri
 cache, a temporary one. A cache that is damaged or full is left alone and the kernels are compiled again in memory.
 """
 
+import hashlib
 import logging
 import os
 import tempfile
@@ -15,6 +16,7 @@ from typing import Any, TypeVar
 import numba
 import numpy as np
 from llvmlite import binding, ir
+from numba import carray  # type: ignore[attr-defined]
 from numba.core import types
 from numba.core.caching import NullCache
 from numba.extending import intrinsic, overload
@@ -28,14 +30,19 @@ LANES = 64 if binding.get_host_cpu_features().get("avx512bw") else 32
 
 log = logging.getLogger(__name__)
 
-_kernels: list[Any] = []
+_cached: list[Any] = []
 
 
 def cache_folders() -> tuple[Path, ...]:
-    """Where compiled kernels may go, best first; all but the user's own choice carry the version of Numba."""
+    """Where compiled kernels may go, best first.
+
+    Our own carry the version of Numba and of this file, whose functions are compiled into every kernel: Numba itself
+    looks only at the file of the kernel.
+    """
     chosen = os.environ.get("NUMBA_CACHE_DIR")
-    users = Path(os.environ.get("XDG_CACHE_HOME") or Path(os.path.expanduser("~")) / ".cache")
-    name = f"hadanet-numba-{metadata.version('numba')}"
+    users = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    version = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]
+    name = f"hadanet-kernels-{metadata.version('numba')}-{version}"
     temporary = Path(tempfile.gettempdir()) / f"{name}-{os.getuid()}"
     return (*([Path(chosen)] if chosen else []), users / name, temporary)
 
@@ -56,11 +63,19 @@ def usable_folder(folders: Iterable[Path]) -> Path | None:
 
 
 def kernel(**options: Any) -> Callable[[Function], Function]:
-    """Compile a function with Numba when it is first called: without the GIL, arrays of any length, cached on disk."""
+    """Compile a function with Numba when it is first called: without the GIL, no exceptions, cached on disk.
+
+    An inner function that is called per pixel takes `forceinline=True`: a call counts references of all its arrays.
+    """
 
     def compiled(function: Function) -> Function:
-        dispatcher = numba.njit(nogil=True, error_model="numpy", cache=_FOLDER is not None, **options)(function)
-        _kernels.append(dispatcher)
+        dispatcher = numba.njit(nogil=True, error_model="numpy", **options)(function)
+        if FOLDER is not None and hasattr(dispatcher, "enable_caching"):  # not so with NUMBA_DISABLE_JIT=1
+            try:
+                dispatcher.enable_caching()
+                _cached.append(dispatcher)
+            except RuntimeError as error:
+                log.warning("no cache of kernels: %s", error)
         return dispatcher  # type: ignore[no-any-return]
 
     return compiled
@@ -74,16 +89,17 @@ def without_broken_cache(first_use: Callable[[], T]) -> T:
     try:
         return first_use()
     except Exception as error:  # noqa: BLE001
-        log.warning("compiling without the cache of kernels in %s: %s: %s", _FOLDER, type(error).__name__, error)
-        for dispatcher in _kernels:
-            if hasattr(dispatcher, "_cache"):
-                dispatcher._cache = NullCache()
+        reason = str(error).splitlines() or [""]
+        log.warning("compiling without the cache of kernels in %s: %s: %s", FOLDER, type(error).__name__, reason[0])
+        for dispatcher in _cached:
+            dispatcher._cache = NullCache()
         return first_use()
 
 
-_FOLDER = usable_folder(cache_folders())
-if _FOLDER is not None:
-    numba.config.CACHE_DIR = str(_FOLDER)
+FOLDER = usable_folder(cache_folders())
+"""The cache in use; None where no folder can be written, then every start compiles."""
+if FOLDER is not None:
+    numba.config.CACHE_DIR = str(FOLDER)  # type: ignore[attr-defined]
 
 
 def popcount(x: int) -> int:
@@ -122,7 +138,7 @@ def _stack_of(item: types.Type) -> Any:
                 place.align = 64
             return builder.bitcast(place, item_type.as_pointer())
 
-        return types.CPointer(item)(), generate
+        return types.CPointer(item)(), generate  # type: ignore[no-untyped-call]
 
     return allocate
 
@@ -133,16 +149,16 @@ _stack_words, _stack_floats = _stack_of(types.uint16), _stack_of(types.float32)
 @overload(popcount, inline="always")
 def _popcount(x: Any) -> Any:
     def implementation(x: Any) -> Any:
-        return _ctpop(x)
+        return _ctpop(x)  # type: ignore[call-arg]
 
-    return implementation if isinstance(x, types.Integer) and not x.signed else None
+    return implementation
 
 
 @overload(local_words, inline="always")
 def _local_words() -> Any:
-    return lambda: numba.carray(_stack_words(), LANES)
+    return lambda: carray(_stack_words(), LANES)
 
 
 @overload(local_floats, inline="always")
 def _local_floats() -> Any:
-    return lambda: numba.carray(_stack_floats(), LANES)
+    return lambda: carray(_stack_floats(), LANES)

@@ -29,6 +29,7 @@ OFFSET, GROUP, FIRST, LAST = (np.uint64(i) for i in range(4))  # columns of Bina
 Floats = NDArray[np.float32]
 Words = NDArray[np.uint16]
 Integers = NDArray[np.int32]
+Index = np.uint64
 Indices = NDArray[np.uint64]
 
 
@@ -68,8 +69,10 @@ class Affine(NamedTuple):
     slope: Floats
 
 
-@kernel(fastmath={"reassoc"})  # order of a sum of terms that are all positive: costs a rounding, no more
-def _mean_abs(x: Floats, row: int, shift: Floats, first: int, last: int) -> float:
+@kernel(
+    forceinline=True, fastmath={"reassoc"}
+)  # order of a sum of terms that are all positive: costs a rounding, no more
+def _mean_abs(x: Floats, row: Index, shift: Floats, first: Index, last: Index) -> np.float32:
     total = np.float32(0)
     for c in range(first, last):
         total += abs(x[row, c] + shift[c])
@@ -85,7 +88,6 @@ def pack_activations(
     beta: channels that share a scale. The borders of `words` and `scales` are not written.
     """
     channels = np.uint64(x.shape[1])
-    whole = channels // U16
     side, border = np.uint64(size), np.uint64(window.border)
     for line in range(np.uint64(x.shape[0]) // side):
         image, y = line // side, line % side
@@ -95,22 +97,16 @@ def pack_activations(
             for g in range(np.uint64(scales.shape[1])):
                 first = g * np.uint64(beta)
                 scales[target, g] = _mean_abs(x, p, in_shift, first, min(first + np.uint64(beta), channels))
-            for w in range(whole):
-                word = np.uint32(0)
-                for j in range(U16):
-                    c = w * U16 + j
-                    word |= np.uint32(np.uint32(x[p, c] + in_shift[c] < 0) << np.uint32(j))
+            for w in range(np.uint64(words.shape[1])):
+                first, word = w * U16, np.uint32(0)
+                for c in range(first, min(first + U16, channels)):
+                    word |= np.uint32(np.uint32(x[p, c] + in_shift[c] < 0) << np.uint32(c - first))
                 words[target, w] = word
-            if whole * U16 < channels:
-                word = np.uint32(0)
-                for c in range(whole * U16, channels):
-                    word |= np.uint32(np.uint32(x[p, c] + in_shift[c] < 0) << np.uint32(c - whole * U16))
-                words[target, whole] = word
 
 
-@kernel(fastmath={"contract"})  # a product and its sum may be rounded once instead of twice
+@kernel(forceinline=True, fastmath={"contract"})  # a product and its sum may be rounded once instead of twice
 def binary_sums(
-    a: Words, scales: Floats, p0: int, p1: int, p2: int, p3: int, tile: int, w: BinaryWeights, sums: Floats
+    a: Words, scales: Floats, p0: Index, p1: Index, p2: Index, p3: Index, tile: int, w: BinaryWeights, sums: Floats
 ) -> None:
     """Eq. 7 for the windows that start at pixels p0..p3, without s: the channels of one tile into sums (4, O).
 
@@ -141,14 +137,16 @@ def binary_sums(
             y1[o] += d1 * np.float32(np.int32(base - 2 * np.int32(n1[o])))
             y2[o] += d2 * np.float32(np.int32(base - 2 * np.int32(n2[o])))
             y3[o] += d3 * np.float32(np.int32(base - 2 * np.int32(n3[o])))
-    start = tile * np.uint64(LANES)
+    start = np.uint64(tile) * np.uint64(LANES)
     for o in range(np.uint64(LANES)):
         sums[ROW0, start + o], sums[ROW1, start + o] = y0[o], y1[o]
         sums[ROW2, start + o], sums[ROW3, start + o] = y2[o], y3[o]
 
 
-@kernel()
-def _activate(sums: Floats, i: int, shortcut: Floats, source: int, affine: Affine, out: Floats, target: int) -> None:
+@kernel(forceinline=True)
+def _activate(
+    sums: Floats, i: Index, shortcut: Floats, source: Index, affine: Affine, out: Floats, target: Index
+) -> None:
     """out[target] = prelu(gain * sums[i] + shift + shortcut[source]), its channels repeated to the length of out."""
     channels, repeat = np.uint64(out.shape[1]), np.uint64(shortcut.shape[1])
     for first in range(np.uint64(0), channels, repeat):
@@ -212,9 +210,18 @@ def normalise(tiles: NDArray[np.uint8], table: Floats, window: Window, out: Floa
                     out[row + x, c] = table[c, tiles[image, y, x, 2 - c]]
 
 
-@kernel(fastmath={"contract"})
+@kernel(forceinline=True, fastmath={"contract"})
 def _stem_sums(
-    pixels: Floats, p0: int, p1: int, p2: int, p3: int, window: Window, size: int, tile: int, w: Floats, sums: Floats
+    pixels: Floats,
+    p0: Index,
+    p1: Index,
+    p2: Index,
+    p3: Index,
+    window: Window,
+    size: int,
+    tile: int,
+    w: Floats,
+    sums: Floats,
 ) -> None:
     y0, y1, y2, y3 = local_floats(), local_floats(), local_floats(), local_floats()
     for o in range(LANES):
@@ -232,7 +239,7 @@ def _stem_sums(
                     y2[o] += x2 * weight
                     y3[o] += x3 * weight
                 k += np.uint64(1)
-    start = tile * np.uint64(LANES)
+    start = np.uint64(tile) * np.uint64(LANES)
     for o in range(np.uint64(LANES)):
         sums[ROW0, start + o], sums[ROW1, start + o] = y0[o], y1[o]
         sums[ROW2, start + o], sums[ROW3, start + o] = y2[o], y3[o]

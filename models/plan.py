@@ -5,7 +5,7 @@ beta_a and any number of channels are one case, and multiples of 16 have no mask
 """
 
 from itertools import groupby
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from models.bits import unpack_signs
 from models.jit import LANES
 from models.kernels import MAX_Q, RUN_SEGMENTS, WORD_BITS, Affine, BinaryWeights, Window
+
+Number = TypeVar("Number", bound=np.generic)
 
 
 class Segment(NamedTuple):
@@ -35,11 +37,11 @@ def window(size: int, kernel: int, stride: int) -> Window:
 
 
 def affine(gain: NDArray[np.float32], shift: NDArray[np.float32], slope: NDArray[np.float32]) -> Affine:
-    """The affine as contiguous float32."""
-    return Affine(*(np.ascontiguousarray(x, np.float32) for x in (gain, shift, slope)))
+    """The affine in arrays of its own: the kernels are compiled for writeable ones."""
+    return Affine(*(np.array(x, np.float32) for x in (gain, shift, slope)))
 
 
-def tiles(rows: NDArray[np.generic]) -> NDArray[np.generic]:
+def tiles(rows: NDArray[Number]) -> NDArray[Number]:
     """(O, S) -> contiguous (T, S, LANES), the last tile filled up with zeros."""
     count = -(-len(rows) // LANES)
     padded = np.pad(rows, ((0, count * LANES - len(rows)), (0, 0)))
