@@ -89,7 +89,7 @@ class Config(_Section):
 def load(path: Path) -> Config:
     """Read and check a configuration. Raises ConfigError that names file, line and field."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise ConfigError(
             f"{path}: cannot be read: {error.strerror}; see deploy/onboard.toml for an example"
@@ -98,32 +98,40 @@ def load(path: Path) -> Config:
         raise ConfigError(f"{path}: not a UTF-8 text file (byte {error.start})") from error
     try:
         config = msgspec.convert(tomllib.loads(text), Config)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from error
     except msgspec.ValidationError as error:
         raise ConfigError(f"{path}{_place(text, str(error))}: {error}") from error
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError; numbers too long, brackets too deep for Python
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
     if len(set(config.model.classes)) != len(config.model.classes):
-        raise ConfigError(f"{path}{_line(text, 'model', 'classes')}: the same class stands twice in model.classes")
+        line = _line(text, ["model", "classes"])
+        raise ConfigError(f"{path}{line}: the same class stands twice in model.classes")
     return config
 
 
 def _place(text: str, message: str) -> str:
     """The line that msgspec's message is about, from its field path `$.section.key` or its unknown key."""
-    where = re.search(r"at `\$\.?([\w.]*)", message)
-    parts = where.group(1).split(".") if where and where.group(1) else []
+    where = re.search(r"at `\$\.([\w.]+)", message)
+    keys = where.group(1).split(".") if where else []
     if unknown := re.search(r"unknown field `([^`]*)`", message):
-        parts.append(unknown.group(1))
-    section, key = (parts[0], parts[1]) if len(parts) > 1 else ("", parts[0] if parts else "")
-    return _line(text, section, key)
+        keys.append(unknown.group(1))
+    return _line(text, keys)
 
 
-def _line(text: str, section: str, key: str) -> str:
-    current = ""
+def _line(text: str, keys: list[str]) -> str:
+    """The first line that sets these keys, or as many of the first of them as any line does."""
+    section: list[str] = []
+    best, found = 0, ""
     for number, line in enumerate(text.splitlines(), 1):
-        if header := re.match(r"\s*\[\s*([\w.-]+)\s*\]", line):
-            current = header.group(1)
-            if not section and current == key:
-                return f", line {number}"
-        elif current == section and re.match(rf"\s*[\"']?{re.escape(key)}[\"']?\s*=", line):
-            return f", line {number}"
-    return ""
+        if header := re.match(r"\s*\[+([^\]]+)\]", line):
+            here = section = _split(header.group(1))
+        elif pair := re.match(r"([^=#]+)=", line):
+            here = section + _split(pair.group(1))
+        else:
+            continue
+        if best < len(here) <= len(keys) and here == keys[: len(here)]:
+            best, found = len(here), f", line {number}"
+    return found
+
+
+def _split(dotted: str) -> list[str]:
+    return [part.strip(" \t\"'") for part in dotted.split(".")]
