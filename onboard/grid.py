@@ -4,6 +4,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from models.errors import SourceError
+
 Image = NDArray[np.uint8]
 
 
@@ -13,7 +15,15 @@ def edges(length: int, parts: int) -> NDArray[np.intp]:
 
 
 def cut(image: Image, rows: int, cols: int, size: int, out: Image) -> Image:
-    """Tiles of a BGR image (H, W, 3), resized by area, into `out` uint8 (rows * cols, size, size, 3); returns it."""
+    """Tiles of a BGR image (H, W, 3), resized by area, into `out` uint8 (rows * cols, size, size, 3); returns it.
+
+    Raises SourceError for an image with fewer pixels than tiles along a side.
+    """
+    if image.shape[0] < rows or image.shape[1] < cols:
+        raise SourceError(
+            f"frames of {image.shape[1]} x {image.shape[0]} pixels are too small for {cols} x {rows} tiles; "
+            "choose fewer rows and cols, or another camera mode"
+        )
     ys, xs = edges(image.shape[0], rows), edges(image.shape[1], cols)
     for r in range(rows):
         for c in range(cols):
