@@ -82,6 +82,7 @@ class VideoSource:
         # Time stamp of the damage: decoders fill in what is missing, so nothing from there on can be trusted until a
         # key frame, while frames from before may still be in the decoder.
         damage: int | None = None
+        lost: list[str] = []  # packets without a frame, to be told in the order of time
         try:
             with av.open(self.uri) as container:
                 for packet in container.demux(container.streams.video[0]):
@@ -91,10 +92,13 @@ class VideoSource:
                         frames = packet.decode()
                     except av.FFmpegError as error:
                         damage = _stamp(packet) if damage is None else damage
-                        yield None, None, f"damaged: {_words(error)}"
+                        lost.append(f"damaged: {_words(error)}")
                         continue
                     for frame in frames:
                         stamp = frame.pts or 0
+                        if damage is not None and stamp >= damage:
+                            yield from ((None, None, reason) for reason in lost)
+                            lost.clear()
                         if damage is not None and frame.key_frame and stamp > damage:
                             damage = None
                         if frame.is_corrupt:
@@ -105,7 +109,8 @@ class VideoSource:
                         else:
                             yield _image(frame), frame.time, ""
         except av.FFmpegError as error:
-            yield None, None, f"the file cannot be read any further: {_words(error)}"
+            lost.append(f"the file cannot be read any further: {_words(error)}")
+        yield from ((None, None, reason) for reason in lost)
 
 
 def _stamp(packet: "av.Packet[av.VideoStream]") -> int:
