@@ -13,7 +13,7 @@ import msgspec
 from link.drone import DroneLink
 from link.keys import DroneKeys
 from link.messages import PROTOCOL, Hello, Message
-from models.errors import HadanetError
+from models.errors import HadanetError, RecorderError
 from models.model import Model
 from onboard.config import Config
 from onboard.desk import Desk, Post
@@ -64,7 +64,6 @@ class Assembly:
         self.state = state
         self.base = initial_model(config.model.artifact, config.model.classes)
         self.link: DroneLink | None = None
-        self.recorder: Recorder | None = None
         self._keys = DroneKeys.load(Path(config.link.keys)) if config.link.keys and post is None else None
         if post is not None:
             self.post = post(self.base)
@@ -74,20 +73,7 @@ class Assembly:
         else:
             self.post = Nowhere()
         self.desk = Desk(state, self.base, config.camera.cols, self.post)
-        if config.record.folder:
-            self.recorder = Recorder(
-                Path(config.record.folder),
-                name=self.name,
-                boot=self.desk.log.boot,
-                metadata={
-                    "config": msgspec.json.encode(config).decode(),
-                    "model_hash": self.desk.model.hash,
-                    "base_hash": self.base.hash,
-                    "classes": ",".join(self.base.classes),
-                },
-                max_file_bytes=config.record.max_mb << 20,
-                min_free_bytes=config.record.min_free_mb << 20,
-            )
+        self.recorder = self._recorder()
         self.flight = Flight(config, self.base, self.desk, self.post, self.recorder)
 
     @property
@@ -111,6 +97,30 @@ class Assembly:
             self.link.close()
         if self.recorder:
             self.recorder.close()
+
+    def _recorder(self) -> Recorder | None:
+        """The recorder, if one is wanted and its folder can be written; a flight without recording is still a flight."""
+        record = self.config.record
+        if not record.folder:
+            return None
+        metadata = {
+            "config": msgspec.json.encode(self.config).decode(),
+            "model_hash": self.desk.model.hash,
+            "base_hash": self.base.hash,
+            "classes": ",".join(self.base.classes),
+        }
+        try:
+            return Recorder(
+                Path(record.folder),
+                name=self.name,
+                boot=self.desk.log.boot,
+                metadata=metadata,
+                max_file_bytes=record.max_mb << 20,
+                min_free_bytes=record.min_free_mb << 20,
+            )
+        except RecorderError as error:
+            _log.error("no recording: %s", error)
+            return None
 
     def _hello(self) -> Hello:
         camera = self.config.camera

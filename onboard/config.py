@@ -19,7 +19,7 @@ class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     pass
 
 
-class Camera(_Section):
+class Camera(_Section, frozen=True, kw_only=True):
     """source: v4l2:///dev/video0, a folder of photos, a video file, or sim://. rows, cols: the grid of tiles."""
 
     source: str = "v4l2:///dev/video0"
@@ -27,7 +27,7 @@ class Camera(_Section):
     cols: Cells = 8
 
 
-class ModelChoice(_Section):
+class ModelChoice(_Section, frozen=True, kw_only=True):
     """artifact: a .safetensors file, "" for the one that is shipped. classes: what the operator can answer."""
 
     artifact: str = ""
@@ -35,7 +35,7 @@ class ModelChoice(_Section):
     threads: Annotated[int, Meta(ge=1, le=64)] = 1
 
 
-class Learning(_Section):
+class Learning(_Section, frozen=True, kw_only=True):
     """How the head learns.
 
     ridge: penalty of the closed-form head. propagate: weight of a label on the same ground in other frames.
@@ -51,7 +51,7 @@ class Learning(_Section):
     holdout: Annotated[int, Meta(ge=0, le=256)] = 16
 
 
-class Asking(_Section):
+class Asking(_Section, frozen=True, kw_only=True):
     """share: questions per tile seen, at most. crop_px: side of the picture that the operator sees."""
 
     share: Share = 0.01
@@ -59,7 +59,7 @@ class Asking(_Section):
     jpeg_quality: Annotated[int, Meta(ge=10, le=95)] = 70
 
 
-class Recording(_Section):
+class Recording(_Section, frozen=True, kw_only=True):
     """folder: where MCAP files go, "" for no recording. Stops when less than min_free_mb of the disk is free."""
 
     folder: str = ""
@@ -67,13 +67,13 @@ class Recording(_Section):
     min_free_mb: Annotated[int, Meta(ge=0, le=1_000_000)] = 1024
 
 
-class Link(_Section):
+class Link(_Section, frozen=True, kw_only=True):
     """keys: the file that `ground enroll` wrote, "" to fly without a station."""
 
     keys: str = ""
 
 
-class Config(_Section):
+class Config(_Section, frozen=True, kw_only=True):
     """The whole file. state: a folder for the outbox, the label log and the model in force."""
 
     state: str = "/var/lib/hadanet"

@@ -17,14 +17,14 @@ import msgspec
 import numpy as np
 import zmq
 
-from link.messages import Control, Delta, Label, Message, Mirror, Query, Status, Undo
+from link.messages import Control, Delta, Label, Message, Mirror, Query, Status, Undo, Welcome
 from link.wire import Waker
 from models import delta
 from models.errors import ArtifactError, DeltaError, HadanetError
 from models.model import Model
 from onboard.labels import LabelLog
 from onboard.learner import HISTORY_FRAMES, Observation
-from onboard.worker import Ready, Work, learner_address
+from onboard.worker import Head, Ready, Work, learner_address
 
 _log = logging.getLogger(__name__)
 
@@ -61,7 +61,6 @@ class Desk:
         self.dropped_frames = self.dropped_questions = 0
         self.deltas: list[int] = []
         self.mirror_hash = ""
-        self.answers = 0
         self._base = base
         self._cols = cols
         self._post = post
@@ -76,7 +75,7 @@ class Desk:
         self._history: deque[Seen] = deque(maxlen=HISTORY_FRAMES)
         self._questions: deque[tuple[Query, bytes, bytes]] = deque()
         self._controls: deque[Control] = deque()
-        self._position = max((given.position for given in self.log.since(0)), default=0)
+        self._position, self.answers = self.log.last()
         self._taken = self._done = -1
         self._waiting: tuple[bytes, Ready] | None = None
         self._heard_s = 0.0
@@ -114,7 +113,10 @@ class Desk:
     def wait(self, frame: int, timeout_s: float) -> bool:
         """Wait until the learner is done with `frame`; False if it is not in time. For replays only."""
         with self._changed:
-            return self._changed.wait_for(lambda: self._done >= frame or self._failure is not None, timeout_s)
+            done = self._changed.wait_for(lambda: self._done >= frame or self._failure is not None, timeout_s)
+        if self._failure is not None:
+            raise RuntimeError("the desk's thread ended") from self._failure
+        return done
 
     def wait_answers(self, count: int, timeout_s: float) -> bool:
         """Wait until so many answers were taken in all. For replays only."""
@@ -141,14 +143,15 @@ class Desk:
             new = self.log.answered(message)
             with self._changed:
                 self.answers += new
-                self._position = max(self._position, *(g.position for g in self.log.since(self._position)), 0)
+                self._position = self.log.last()[0]
                 self._changed.notify_all()
         elif isinstance(message, Control):
             self._controls.append(message)
             self._waker.wake()
-        elif isinstance(message, Mirror):
+        elif isinstance(message, Mirror | Welcome):
+            mirrored = message.model_hash if isinstance(message, Mirror) else message.mirror_hash
             with self._changed:
-                self.mirror_hash = message.model_hash.hex()
+                self.mirror_hash = mirrored.hex()
                 self._changed.notify_all()
 
     # --- the thread --------------------------------------------------------------------------------------------
@@ -156,6 +159,7 @@ class Desk:
     def _run(self) -> None:
         learner: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.ROUTER)
         learner.linger = 0
+        problem = ""
         try:
             learner.bind(self._address)
             poller = zmq.Poller()
@@ -164,14 +168,13 @@ class Desk:
             while not self._closing or self._questions:
                 ready = dict(poller.poll(POLL_MS))
                 self._waker.clear()
-                self._post_questions()
-                while self._controls:
-                    self._control(self._controls.popleft())
-                if learner in ready:
-                    name, data = learner.recv_multipart()
-                    self._take(name, msgspec.msgpack.decode(data, type=Ready))
-                self._give(learner)
-                self._write_status()
+                try:
+                    self._turn(learner, learner in ready)
+                    problem = ""
+                except (HadanetError, msgspec.MsgspecError) as error:  # a full disk, a damaged message: it may pass
+                    if str(error) != problem:
+                        _log.error("%s", error)
+                    problem = str(error)
         except Exception as error:  # noqa: BLE001 - the flight goes on; it says why learning ended
             _log.exception("learning ended by a fault of this program")
             with self._changed:
@@ -179,6 +182,16 @@ class Desk:
                 self._changed.notify_all()
         finally:
             learner.close()
+
+    def _turn(self, learner: "zmq.Socket[bytes]", spoke: bool) -> None:
+        self._post_questions()
+        while self._controls:
+            self._control(self._controls.popleft())
+        if spoke:
+            name, data = learner.recv_multipart()
+            self._take(name, msgspec.msgpack.decode(data, type=Ready))
+        self._give(learner)
+        self._write_status()
 
     def _post_questions(self) -> None:
         while self._questions:
@@ -196,18 +209,23 @@ class Desk:
         self._waiting = (name, told)
         if frame <= self._done:
             return
-        if told.head is not None and not self.frozen:
-            head = {
-                "head.weight": np.frombuffer(told.head.weight, np.int16).reshape(len(self.model.classes), -1),
-                "head.bias": np.frombuffer(told.head.bias, np.int16),
-            }
-            self._fly(self.model.with_tensors(head), told.frame, told.head.labels, "learned")
-        elif told.rollbacks > self.rollbacks:
-            _log.info("a candidate was refused: %s", told.why)
-        with self._changed:
-            self.updates, self.rollbacks = told.updates, told.rollbacks
-            self._done = frame
-            self._changed.notify_all()
+        try:
+            if told.head is not None and not self.frozen:
+                self._fly(self._with_head(told.head), told.frame, told.head.labels, "learned")
+            elif told.rollbacks > self.rollbacks:
+                _log.info("a candidate was refused: %s", told.why)
+        finally:
+            with self._changed:
+                self.updates, self.rollbacks = told.updates, told.rollbacks
+                self._done = frame
+                self._changed.notify_all()
+
+    def _with_head(self, head: Head) -> Model:
+        weight, bias = np.frombuffer(head.weight, np.int16), np.frombuffer(head.bias, np.int16)
+        shape = (len(self.model.classes), self.model.spec.feature_count)
+        if weight.size != shape[0] * shape[1]:
+            raise ArtifactError("the learner gave a head of another shape; it is refused")
+        return self.model.with_tensors({"head.weight": weight.reshape(shape), "head.bias": bias})
 
     def _give(self, socket: zmq.Socket[bytes]) -> None:
         """Answer the learner's request with the next frame, if there is one."""

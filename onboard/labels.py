@@ -83,6 +83,12 @@ class LabelLog:
         # frame numbers start again at every boot, so only questions of this one lie near its frames
         return GivenLabel(position, label, frame if query >> 32 == self._boot else -1, tile, answer, bits, scales)
 
+    def last(self) -> tuple[int, int]:
+        """Position of the newest entry (0: none), and how many entries there are."""
+        with self._lock:
+            position, count = self._store.execute("SELECT ifnull(max(position), 0), count(*) FROM answers")[0]
+        return position, count
+
     def close(self) -> None:
         """Close the file."""
         with self._lock:

@@ -1,6 +1,7 @@
 """A simulated operator for replays: answers the daemon's own questions from the truth, late."""
 
 import json
+import time
 import urllib.error
 import urllib.request
 from collections import deque
@@ -12,6 +13,8 @@ from onboard.frame import Frame
 from onboard.truth import Truth
 
 HTTP_TIMEOUT_S = 10.0
+NOT_FOUND = 404
+RETRY_S = 0.05
 
 
 Deliver = Callable[[Query, str], None]
@@ -51,23 +54,26 @@ def straight(receive: Callable[[Label], None]) -> Deliver:
 
 
 def through_station(page: str, drone: str) -> Deliver:
-    """Answers go to a ground station's page address, as a person's do; the station sends them up the link."""
+    """Answers go to a ground station's page address, as a person's do; the station sends them up the link.
+
+    A question may still be under way when its answer is due; the station is then asked again. Raises LinkError.
+    """
+    url = f"{page.rstrip('/')}/api/labels"
 
     def deliver(query: Query, answer: str) -> None:
         body = json.dumps({"drone": drone, "query": str(query.id), "answer": answer}).encode()
-        request = urllib.request.Request(
-            f"{page.rstrip('/')}/api/labels", body, {"Content-Type": "application/json"}, method="POST"
-        )
-        try:
-            with urllib.request.urlopen(request, timeout=HTTP_TIMEOUT_S):
-                pass
-        except urllib.error.HTTPError as error:
-            raise LinkError(
-                f"{page}: the station refused an answer: {error.read(500).decode(errors='replace')}"
-            ) from error
-        except OSError as error:
-            raise LinkError(
-                f"{page}: the station's page does not answer ({error}); is `ground serve` running?"
-            ) from error
+        deadline = time.monotonic() + HTTP_TIMEOUT_S
+        while True:
+            request = urllib.request.Request(url, body, {"Content-Type": "application/json"}, method="POST")
+            try:
+                with urllib.request.urlopen(request, timeout=HTTP_TIMEOUT_S):
+                    return
+            except urllib.error.HTTPError as error:
+                if error.code != NOT_FOUND or time.monotonic() > deadline:
+                    text = error.read(500).decode(errors="replace")
+                    raise LinkError(f"{url}: the station refused an answer: {text}") from error
+            except OSError as error:
+                raise LinkError(f"{url}: no answer ({error}); is `ground serve` running?") from error
+            time.sleep(RETRY_S)
 
     return deliver

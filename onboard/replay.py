@@ -118,7 +118,8 @@ class _Replay:
         self.timeline = Timeline([], [], [])
         self.operator: Operator | None = None
         self.scorer: Scorer | None = None
-        self.sent = self.answers = self.labels = 0
+        self.labels = 0
+        self.answers = assembly.desk.answers
         if truth is not None:
             rows, cols = config.camera.rows, config.camera.cols
             self.scorer = Scorer(truth, rows, cols, config.learn.ridge, config.seed)
@@ -170,7 +171,8 @@ class _Replay:
                 raise HadanetError(f"frame {frame.name}: the learner gave no sign for {LEARNER_TIMEOUT_S:.0f} s")
             self.timeline.frames.append(frame.index)
             self.timeline.bytes_up.append(self._bytes()[0])
-            progress.update(task, advance=1, description=f"flying: {self.labels} labels, {desk.updates} updates")
+            right = f", {self.scorer.recently():.0%} right" if self.scorer else ""
+            progress.update(task, advance=1, description=f"{self.labels} labels, {desk.updates} updates{right}")
         if flight.frames == 0:
             reasons = "; ".join(f"{s.name}: {s.reason}" for s in self.source.skipped[:3])
             raise HadanetError(f"{self.source.uri}: no frame could be read ({reasons or 'it holds none'})")

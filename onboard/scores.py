@@ -19,6 +19,7 @@ from onboard.truth import UNKNOWN, Truth
 
 VARIANTS = ("adapted", "smoothed", "frozen", "all_labels")
 WINDOWS = 10
+RECENT_FRAMES = 10
 
 Floats = NDArray[np.float64]
 
@@ -52,6 +53,13 @@ class Scorer:
         # the image itself is not kept: a flight of hours has to fit in memory
         result = msgspec.structs.replace(step.result, frame=msgspec.structs.replace(frame, image=_NO_IMAGE))
         self._steps.append((msgspec.structs.replace(step, result=result, asked=()), numbers))
+
+    def recently(self) -> float:
+        """Share of tiles that the flight got right in the last frames."""
+        last = self._steps[-RECENT_FRAMES:]
+        truth = np.stack([numbers for _, numbers in last])
+        said = np.stack([step.result.classes for step, _ in last])
+        return _accuracy(truth, said.astype(np.intp), truth >= 0) or 0.0
 
     def scores(self, model: Model, labels_used: int, delay: int) -> Scores:
         """Score all variants. `model` gives network and classes; `labels_used` is how many `frozen` gets."""

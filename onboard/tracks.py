@@ -8,6 +8,7 @@ Positions are in *grid units*: x in 0..cols, y in 0..rows, so that a tile is a u
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -31,7 +32,7 @@ class Registration:
         self._grid = (cols, rows)
         self._orb = cv2.ORB.create(ORB_FEATURES)
         self._matcher = cv2.BFMatcher(cv2.NORM_HAMMING, crossCheck=True)
-        self._last: tuple[Sequence[cv2.KeyPoint], NDArray[np.uint8]] | None = None
+        self._last: tuple[Sequence[cv2.KeyPoint], Any] | None = None
 
     def step(self, image: NDArray[np.uint8]) -> Floats | None:
         """Motion (3, 3) from this frame's grid units to the last frame's, or None where they do not match."""
@@ -79,7 +80,7 @@ class Path:
         self._reach = reach
         self._frames: dict[int, tuple[int, Floats]] = {}
         self._segment = 0
-        self._last: Floats = np.eye(3)
+        self._last: NDArray[Any] = np.eye(3)
 
     def add(self, frame: int, motion: Floats | None) -> None:
         """Append a frame and its motion to the one added before; None starts a new segment."""
