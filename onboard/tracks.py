@@ -19,6 +19,8 @@ Floats32 = NDArray[np.float32]
 
 REGISTER_WIDTH_PX = 640
 ORB_FEATURES = 800
+ORB_SIDE_PX = 64
+"""ORB looks no closer than 31 pixels to a border: a smaller image holds nothing for it."""
 MIN_INLIERS = 20
 MAX_STEP_SCALE = 1.4
 PRIOR_FLOOR = 0.02
@@ -32,18 +34,14 @@ class Registration:
         self._grid = (cols, rows)
         self._orb = cv2.ORB.create(ORB_FEATURES)
         self._matcher = cv2.BFMatcher(cv2.NORM_HAMMING, crossCheck=True)
-        self._last: tuple[Sequence[cv2.KeyPoint], Any] | None = None
+        self._last: tuple[Sequence[cv2.KeyPoint], NDArray[np.uint8], Floats] | None = None
 
     def step(self, image: NDArray[np.uint8]) -> Floats | None:
         """Motion (3, 3) from this frame's grid units to the last frame's, or None where they do not match."""
-        h, w = image.shape[:2]
-        scale = min(1.0, REGISTER_WIDTH_PX / w)
-        size = (max(1, round(w * scale)), max(1, round(h * scale)))
-        gray = cv2.cvtColor(cv2.resize(image, size, interpolation=cv2.INTER_AREA), cv2.COLOR_BGR2GRAY)
-        points, features = self._orb.detectAndCompute(gray, None)
-        last, self._last = self._last, (points, features)
-        if last is None or last[1] is None or features is None:
+        last, self._last = self._last, self._look(image)
+        if last is None or self._last is None:
             return None
+        points, features, units = self._last
         matches = self._matcher.match(features, last[1])
         if len(matches) < MIN_INLIERS:
             return None
@@ -55,9 +53,21 @@ class Registration:
             return None
         if not 1 / MAX_STEP_SCALE < float(np.hypot(*motion[:, 0])) < MAX_STEP_SCALE:
             return None
-        units = np.diag([self._grid[0] / size[0], self._grid[1] / size[1], 1.0])
-        full: Floats = units @ np.vstack([motion, [0, 0, 1]]) @ np.linalg.inv(units)
+        full: Floats = last[2] @ np.vstack([motion, [0, 0, 1]]) @ np.linalg.inv(units)
         return full
+
+    def _look(self, image: NDArray[np.uint8]) -> tuple[Sequence[cv2.KeyPoint], NDArray[np.uint8], Floats] | None:
+        """Points, their features, and the matrix from pixels to grid units; None where there is nothing to see."""
+        h, w = image.shape[:2]
+        scale = min(1.0, REGISTER_WIDTH_PX / w)
+        size = (round(w * scale), round(h * scale))
+        if min(size) < ORB_SIDE_PX:
+            return None
+        gray = cv2.cvtColor(cv2.resize(image, size, interpolation=cv2.INTER_AREA), cv2.COLOR_BGR2GRAY)
+        points, features = self._orb.detectAndCompute(gray, None)
+        if features is None:
+            return None
+        return points, features, np.diag([self._grid[0] / size[0], self._grid[1] / size[1], 1.0])
 
 
 def centres(rows: int, cols: int) -> Floats:
@@ -80,6 +90,7 @@ class Path:
         self._reach = reach
         self._frames: dict[int, tuple[int, Floats]] = {}
         self._segment = 0
+        self._added = 0
         self._last: NDArray[Any] = np.eye(3)
 
     def add(self, frame: int, motion: Floats | None) -> None:
@@ -92,6 +103,16 @@ class Path:
         self._frames[frame] = (self._segment, self._last)
         while len(self._frames) > self._reach:
             del self._frames[next(iter(self._frames))]
+        self._added += 1
+        if self._added % self._reach == 0:
+            self._rebase()
+
+    def _rebase(self) -> None:
+        """Count this segment from its oldest frame here: a chain of a whole flight runs out of digits."""
+        segment = {f: chain for f, (number, chain) in self._frames.items() if number == self._segment}
+        back = np.linalg.inv(next(iter(segment.values())))
+        self._frames |= {f: (self._segment, back @ chain) for f, chain in segment.items()}
+        self._last = back @ self._last
 
     def frames(self) -> tuple[int, ...]:
         """The frames that are remembered, oldest first."""
@@ -102,7 +123,7 @@ class Path:
         a, b = self._frames.get(source), self._frames.get(target)
         if a is None or b is None or a[0] != b[0]:
             return None
-        motion: Floats = np.linalg.solve(b[1], a[1])
+        motion: NDArray[Any] = np.linalg.solve(b[1], a[1])
         return motion
 
 
