@@ -62,7 +62,7 @@ def _block_means(x: NDArray[F], beta: int) -> NDArray[F]:
     if not width:
         return x
     whole = width - width % beta
-    means: NDArray[F] = x[..., :whole].reshape(*x.shape[:-1], -1, beta).mean(axis=-1, dtype=x.dtype)
+    means: NDArray[F] = x[..., :whole].reshape(*x.shape[:-1], whole // beta, beta).mean(axis=-1, dtype=x.dtype)
     if whole == width:
         return means
     return np.concatenate([means, x[..., whole:].mean(axis=-1, dtype=x.dtype, keepdims=True)], axis=-1)

@@ -12,13 +12,13 @@ from queue import SimpleQueue
 import numpy as np
 from numpy.typing import NDArray
 
-from models import kernels, plan
+from models import kernels
 from models.binarize import block_scales
 from models.bits import pack_signs, unpack_signs
-from models.errors import ArtifactError
-from models.jit import LANES, without_broken_cache
+from models.jit import without_broken_cache
 from models.model import Model
 from models.network import HEAD_STEP, POOL_EPSILON
+from models.plan import BlockBuffers, BlockPlan, StemBuffers, StemPlan
 
 PIECE_IMAGES = 4
 """Images that go through the network together."""
@@ -48,6 +48,14 @@ class Features:
         return unpack_signs(self.bits, self.count) * spread
 
 
+@dataclass(frozen=True, eq=False)
+class _Buffers:
+    """The work space of one thread."""
+
+    stem: StemBuffers
+    blocks: list[BlockBuffers]
+
+
 class Engine:
     """A model, ready to run. `threads` is how many tiles are computed at once; safe to call from several threads.
 
@@ -58,10 +66,20 @@ class Engine:
         if threads < 1:
             raise ValueError(f"an engine needs at least one thread, not {threads}")
         self.model = model
-        self._network = _Network(model)
-        self._workers: SimpleQueue[_Worker] = SimpleQueue()
+        spec = model.spec
+        self._stem = StemPlan(spec, model.tensors)
+        self._blocks: list[BlockPlan] = []
+        size = self._stem.out_size
+        for i, (block, c_in) in enumerate(zip(spec.blocks, spec.block_inputs(), strict=True)):
+            prefix = f"block{i}."
+            own = {name.removeprefix(prefix): x for name, x in model.tensors.items() if name.startswith(prefix)}
+            self._blocks.append(BlockPlan(block, c_in, size, own))
+            size = self._blocks[-1].out_size
+        self._buffers: SimpleQueue[_Buffers] = SimpleQueue()
         for _ in range(threads):
-            self._workers.put(_Worker(self._network))
+            self._buffers.put(
+                _Buffers(self._stem.buffers(PIECE_IMAGES), [b.buffers(PIECE_IMAGES) for b in self._blocks])
+            )
         self._pool = ThreadPoolExecutor(threads, "engine") if threads > 1 else None
         self._scale = model.tensors["features.scale"].astype(np.float32)
         self._shift = model.tensors["features.shift"].astype(np.float32)
@@ -108,114 +126,15 @@ class Engine:
         return out
 
     def _piece(self, tiles: NDArray[np.uint8], out: Floats, start: int) -> None:
-        worker = self._workers.get()
+        """One piece through the network, in buffers that nobody uses now."""
+        tiles, out = tiles[start : start + PIECE_IMAGES], out[start : start + PIECE_IMAGES]
+        buffers = self._buffers.get()
         try:
-            worker.run(tiles[start : start + PIECE_IMAGES], out[start : start + PIECE_IMAGES])
+            x, column = self._stem.run(tiles, buffers.stem), 0
+            for i, (block, own) in enumerate(zip(self._blocks, buffers.blocks, strict=True)):
+                x = block.run(x, own)
+                if i in self.model.spec.taps:
+                    kernels.pool_moments(x, block.out_size**2, POOL_EPSILON, column, out)
+                    column += 2 * block.channels
         finally:
-            self._workers.put(worker)
-
-
-class _Layer:
-    """One block of the plan, shared by all workers: read only."""
-
-    def __init__(self, model: Model, i: int, size: int) -> None:
-        block, c_in = model.spec.blocks[i], model.spec.block_inputs()[i]
-        if block.kernel % 2 == 0 or block.stride not in (1, 2) or (block.stride == 2 and size % 2):
-            raise ArtifactError(
-                f"block {i}: kernel {block.kernel} and stride {block.stride} at {size} x {size} pixels; an odd kernel "
-                "with stride 1, or 2 at an even size, can be computed"
-            )
-
-        def floats(name: str) -> Floats:
-            return model.tensors[f"block{i}.{name}"].astype(np.float32)
-
-        self.channels = block.channels
-        self.tapped = i in model.spec.taps
-        self.size, self.stride = size, block.stride
-        self.out_size = size // block.stride
-        self.beta_a = block.beta_a or c_in
-        self.groups = -(-c_in // self.beta_a)
-        self.in_shift = floats("in_shift")
-        self.window = plan.window(size, block.kernel, block.stride)
-        self.weights = plan.binary_weights(
-            model.tensors[f"block{i}.bits"].astype(np.uint8),
-            model.tensors[f"block{i}.q"].astype(np.uint8),
-            c_in,
-            block.kernel,
-            block.beta_w,
-            block.beta_a,
-            self.window.width,
-        )
-        self.affine = plan.affine(floats("scale") * floats("s"), floats("shift"), floats("slope"))
-
-
-class _Network:
-    """The plan of a model, shared by all workers: read only."""
-
-    def __init__(self, model: Model) -> None:
-        spec = model.spec
-        self.size = size = spec.input_size
-        if spec.stem.kernel % 2 == 0 or spec.stem.stride < 1:
-            raise ArtifactError(f"the stem needs an odd kernel and a stride from 1 up, not {spec.stem}")
-        self.stem = spec.stem
-        self.stem_window = plan.window(size, spec.stem.kernel, spec.stem.stride)
-        weight = model.tensors["stem.weight"].astype(np.float32)
-        self.stem_weight = plan.tiles(weight.reshape(spec.stem.channels, -1))
-        self.stem_affine = plan.affine(
-            *(model.tensors[f"stem.{name}"].astype(np.float32) for name in ("scale", "shift", "slope"))
-        )
-        grey = np.arange(256, dtype=np.float32)
-        mean, std = (np.array(x, np.float32)[:, None] for x in (spec.mean, spec.std))
-        self.table = (grey - mean) / std
-        self.stem_size = size = (size - 1) // spec.stem.stride + 1
-        self.layers: list[_Layer] = []
-        for i in range(len(spec.blocks)):
-            self.layers.append(_Layer(model, i, size))
-            size = self.layers[-1].out_size
-
-
-class _Worker:
-    """The buffers of one thread, for `PIECE_IMAGES` images."""
-
-    def __init__(self, network: _Network) -> None:
-        self.network = network
-
-        def floats(pixels: int, channels: int) -> Floats:
-            return np.zeros((PIECE_IMAGES * pixels, channels), np.float32)
-
-        widest = max(len(network.stem_weight), *(len(x.weights.bits) for x in network.layers))
-        self.sums = np.zeros((kernels.ROWS, widest * LANES), np.float32)
-        self.tiles = np.zeros((PIECE_IMAGES, network.size, network.size, 3), np.uint8)
-        self.pixels = floats(network.stem_window.image_pixels, 3)
-        self.stem_out = floats(network.stem_size**2, network.stem.channels)
-        self.words: list[NDArray[np.uint16]] = []
-        self.scales: list[Floats] = []
-        self.halves: list[Floats] = []
-        self.outs: list[Floats] = []
-        for layer in network.layers:
-            c_in = len(layer.in_shift)
-            self.words.append(np.zeros((PIECE_IMAGES * layer.window.image_pixels, -(-c_in // 16)), np.uint16))
-            self.scales.append(floats(layer.window.image_pixels, layer.groups))
-            self.halves.append(floats(layer.out_size**2 if layer.stride == 2 else 0, c_in))
-            self.outs.append(floats(layer.out_size**2, layer.channels))
-
-    def run(self, tiles: NDArray[np.uint8], pooled: Floats) -> None:
-        """At most PIECE_IMAGES tiles through the network; pooled (N, F) gets the moments of the tapped blocks."""
-        net, images, first = self.network, len(tiles), 0
-        self.tiles[:images] = tiles  # contiguous and writeable: what the kernels are compiled for
-        kernels.normalise(self.tiles[:images], net.table, net.stem_window, self.pixels)
-        x = self.stem_out[: images * net.stem_size**2]
-        kernels.stem(self.pixels, net.stem_window, net.stem.kernel, net.stem_weight, net.stem_affine, self.sums, x)
-        for i, layer in enumerate(net.layers):
-            words, scales = self.words[i], self.scales[i]
-            kernels.pack_activations(x, layer.in_shift, layer.beta_a, layer.size, layer.window, words, scales)
-            out = self.outs[i][: images * layer.out_size**2]
-            shortcut = x
-            if layer.stride == 2:
-                shortcut = self.halves[i][: len(out)]
-                kernels.halve(x, layer.size, shortcut)
-            kernels.binary_block(words, scales, layer.window, layer.weights, shortcut, layer.affine, self.sums, out)
-            if layer.tapped:
-                kernels.pool_moments(out, layer.out_size**2, POOL_EPSILON, first, pooled)
-                first += 2 * layer.channels
-            x = out
+            self._buffers.put(buffers)

@@ -36,15 +36,15 @@ _cached: list[Any] = []
 def cache_folders() -> tuple[Path, ...]:
     """Where compiled kernels may go, best first.
 
-    Our own carry the version of Numba and of this file, whose functions are compiled into every kernel: Numba itself
-    looks only at the file of the kernel.
+    Their names carry the versions of Numba and of this file, whose functions are compiled into every kernel: Numba
+    itself looks only at the file of the kernel.
     """
     chosen = os.environ.get("NUMBA_CACHE_DIR")
     users = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
     version = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]
     name = f"hadanet-kernels-{metadata.version('numba')}-{version}"
     temporary = Path(tempfile.gettempdir()) / f"{name}-{os.getuid()}"
-    return (*([Path(chosen)] if chosen else []), users / name, temporary)
+    return (*([Path(chosen) / name] if chosen else []), users / name, temporary)
 
 
 def usable_folder(folders: Iterable[Path]) -> Path | None:
@@ -63,7 +63,7 @@ def usable_folder(folders: Iterable[Path]) -> Path | None:
 
 
 def kernel(**options: Any) -> Callable[[Function], Function]:
-    """Compile a function with Numba when it is first called: without the GIL, no exceptions, cached on disk.
+    """Compile a function with Numba when it is first called: without the GIL, cached on disk; x / 0 is not an error.
 
     An inner function that is called per pixel takes `forceinline=True`: a call counts references of all its arrays.
     """
