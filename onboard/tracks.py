@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Floats32 = NDArray[np.float32]
+_View = tuple[Sequence[cv2.KeyPoint], Any, Floats]
 
 REGISTER_WIDTH_PX = 640
 ORB_FEATURES = 800
@@ -34,7 +35,7 @@ class Registration:
         self._grid = (cols, rows)
         self._orb = cv2.ORB.create(ORB_FEATURES)
         self._matcher = cv2.BFMatcher(cv2.NORM_HAMMING, crossCheck=True)
-        self._last: tuple[Sequence[cv2.KeyPoint], NDArray[np.uint8], Floats] | None = None
+        self._last: _View | None = None
 
     def step(self, image: NDArray[np.uint8]) -> Floats | None:
         """Motion (3, 3) from this frame's grid units to the last frame's, or None where they do not match."""
@@ -56,7 +57,7 @@ class Registration:
         full: Floats = last[2] @ np.vstack([motion, [0, 0, 1]]) @ np.linalg.inv(units)
         return full
 
-    def _look(self, image: NDArray[np.uint8]) -> tuple[Sequence[cv2.KeyPoint], NDArray[np.uint8], Floats] | None:
+    def _look(self, image: NDArray[np.uint8]) -> _View | None:
         """Points, their features, and the matrix from pixels to grid units; None where there is nothing to see."""
         h, w = image.shape[:2]
         scale = min(1.0, REGISTER_WIDTH_PX / w)
@@ -64,7 +65,8 @@ class Registration:
         if min(size) < ORB_SIDE_PX:
             return None
         gray = cv2.cvtColor(cv2.resize(image, size, interpolation=cv2.INTER_AREA), cv2.COLOR_BGR2GRAY)
-        points, features = self._orb.detectAndCompute(gray, None)
+        points, found = self._orb.detectAndCompute(gray, None)
+        features: Any = found  # None where there are no points, other than OpenCV's types say
         if features is None:
             return None
         return points, features, np.diag([self._grid[0] / size[0], self._grid[1] / size[1], 1.0])
