@@ -25,6 +25,8 @@ HISTORY_FRAMES = 64
 TEMPERATURE = 3.0
 """Sharpness of the probabilities: logits are this times the regression's outputs, which lie around -1..1."""
 HOLDOUT_SHARE = 0.2
+HOLDOUT_AFTER = 24
+"""So many patches are learned from before the first one is held out: early labels are worth too much to wait."""
 MIN_OVERLAP = 0.5
 GATE_P = 0.05
 """A candidate is refused when its losses on the holdout are this unlikely by chance (one-sided sign test)."""
@@ -189,7 +191,8 @@ class Learner:
         elif given.answer in self.model.classes:
             group = self._with_neighbours(given, self.model.classes.index(given.answer))
             self._patches += 1
-            if self._settings.holdout and self._patches % round(1 / HOLDOUT_SHARE) == 0:
+            judges = self._patches > HOLDOUT_AFTER and self._patches % round(1 / HOLDOUT_SHARE) == 0
+            if self._settings.holdout and judges:
                 self._holdout.append(group)
                 if len(self._holdout) > self._settings.holdout:
                     self._learn(self._holdout.popleft())
