@@ -51,7 +51,8 @@ class StemPlan:
         stem, self.size = spec.stem, spec.input_size
         if stem.kernel % 2 == 0 or stem.stride < 1:
             raise ArtifactError(
-                f"the stem needs an odd kernel and a stride from 1 up, not {stem.kernel}, {stem.stride}"
+                f"a stem of kernel {stem.kernel} and stride {stem.stride}: an odd kernel with a stride of 1 or more "
+                "can be computed"
             )
         self.channels, self.kernel = stem.channels, stem.kernel
         self.out_size = (self.size - 1) // stem.stride + 1

@@ -1,0 +1,164 @@
+"""The engine against the slow twin, the formula in NumPy, and ONNX Runtime; its batches, threads and refusals."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from benchmarks import float_graph
+from models.engine import PIECE_IMAGES, Engine, Features
+from models.errors import ArtifactError
+from models.model import Model
+from models.network import Block, NetworkSpec, Stem
+from models.network import forward as formula
+from tests import reference
+
+CLASSES = ("object", "road", "trees")
+
+
+def network(*blocks, taps, size=16, **stem):
+    return NetworkSpec(
+        name="random",
+        input_size=size,
+        mean=(100.0, 110.0, 120.0),
+        std=(50.0, 55.0, 60.0),
+        stem=Stem(**({"channels": 20} | stem)),
+        blocks=blocks,
+        taps=taps,
+        beta_f=4,
+    )
+
+
+EVEN = network(Block(channels=32, stride=2), Block(channels=32, beta_a=16), Block(channels=64, stride=2), taps=(0, 2))
+ODD = network(
+    Block(channels=13, beta_w=0, beta_a=7),
+    Block(channels=50, kernel=1, beta_w=5),
+    Block(channels=50, kernel=5, stride=2, beta_w=24, beta_a=1),
+    Block(channels=9, beta_w=8, beta_a=32),
+    taps=(1, 3),
+    size=12,
+    channels=6,
+    kernel=5,
+    stride=1,
+)
+
+
+def random_model(spec, seed=0):
+    return Model(spec, reference.random_tensors(np.random.default_rng(seed), spec, len(CLASSES)), CLASSES)
+
+
+def random_tiles(spec, count, seed=1):
+    return np.random.default_rng(seed).integers(0, 256, (count, spec.input_size, spec.input_size, 3), np.uint8)
+
+
+def close(value, want):
+    np.testing.assert_allclose(value, want, rtol=1e-4, atol=1e-4 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("spec", [EVEN, ODD], ids=["even", "odd"])
+def test_features_and_logits_equal_the_slow_twin(spec):
+    model, tiles = random_model(spec), random_tiles(spec, 3)
+    engine = Engine(model)
+    features = engine.features(tiles)
+    z = reference.forward(model, tiles)
+    assert features.bits.shape == (3, -(-spec.feature_count // 8))
+    assert features.scales.shape == (3, -(-spec.feature_count // spec.beta_f))
+    assert (features.bits.dtype, features.scales.dtype) == (np.uint8, np.float32)
+    close(features.values(), np.array([reference.binarize(row, spec.beta_f) for row in z]))
+    close(engine.logits(features), reference.logits(model, z))
+
+
+def test_the_formula_in_numpy_agrees():
+    model, tiles = random_model(EVEN), random_tiles(EVEN, 2)
+    close(formula(EVEN, model.tensors, tiles), reference.forward(model, tiles))
+
+
+@pytest.mark.parametrize("spec", [EVEN, ODD, network(Block(channels=33), taps=(0,))], ids=["even", "odd", "one block"])
+def test_features_equal_onnx_runtime(spec):
+    pytest.importorskip("onnx")
+    model, tiles = random_model(spec), random_tiles(spec, 4)
+    weights = []
+    for i, (block, c_in) in enumerate(zip(spec.blocks, spec.block_inputs(), strict=True)):
+        bits, q, s = (model.tensors[f"block{i}.{name}"] for name in ("bits", "q", "s"))
+        flat = reference.integer_weight(bits, q, block.kernel**2 * c_in, block.beta_w) * s[:, None]
+        weights.append(flat.reshape(block.channels, block.kernel, block.kernel, c_in).astype(np.float32))
+    graph = float_graph.session(float_graph.build(spec, model.tensors, weights, binary=True))
+    (z,) = graph.run(None, {"tiles": float_graph.normalised(spec, tiles)})
+    close(Engine(model).features(tiles).values(), np.array([reference.binarize(row, spec.beta_f) for row in z]))
+
+
+def test_a_batch_of_any_size_gives_each_tile_what_it_gets_alone():
+    model, tiles = random_model(EVEN), random_tiles(EVEN, 3 * PIECE_IMAGES + 1)
+    engine = Engine(model)
+    whole = engine.features(tiles)
+    assert len(whole) == len(tiles)
+    for i in range(len(tiles)):
+        alone = engine.features(tiles[i : i + 1])
+        assert np.array_equal(alone.bits[0], whole.bits[i])
+        assert np.array_equal(alone.scales[0], whole.scales[i])
+
+
+def test_no_tiles_give_no_features():
+    engine = Engine(random_model(EVEN))
+    features = engine.features(random_tiles(EVEN, 0))
+    assert len(features) == 0
+    assert features.values().shape == (0, EVEN.feature_count)
+    assert engine.logits(features).shape == (0, len(CLASSES))
+
+
+def test_two_threads_and_callers_at_once_change_nothing():
+    model, tiles = random_model(EVEN), random_tiles(EVEN, 4 * PIECE_IMAGES)
+    want = Engine(model).features(tiles)
+    engine = Engine(model, threads=2)
+    start = threading.Barrier(3, timeout=30)
+
+    def call(_):
+        start.wait()
+        return engine.features(tiles)
+
+    with ThreadPoolExecutor(3) as pool:
+        for got in pool.map(call, range(3), timeout=60):
+            assert np.array_equal(got.bits, want.bits)
+            assert np.array_equal(got.scales, want.scales)
+
+
+def test_tiles_may_be_read_only_views_and_stay_as_they_are():
+    model, tiles = random_model(EVEN), random_tiles(EVEN, 6)
+    engine = Engine(model)
+    want = engine.features(tiles[::2].copy())
+    before = tiles.copy()
+    tiles.flags.writeable = False
+    got = engine.features(tiles[::2])
+    assert np.array_equal(got.bits, want.bits)
+    assert np.array_equal(tiles, before)
+
+
+@pytest.mark.parametrize("bad", [np.zeros((2, 16, 16, 3), np.float32), np.zeros((2, 8, 16, 3), np.uint8)])
+def test_other_tiles_are_refused(bad):
+    with pytest.raises(ValueError, match=r"tiles are uint8 \('N', 16, 16, 3\), not"):
+        Engine(random_model(EVEN)).features(bad)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (network(Block(channels=8, stride=2), taps=(0,), size=10), "stride 2 at 5 x 5"),
+        (network(Block(channels=8, kernel=2), taps=(0,)), "kernel 2"),
+        (network(Block(channels=8, stride=3), taps=(0,)), "stride 3"),
+        (network(Block(channels=8), taps=(0,), kernel=4), "stem of kernel 4"),
+    ],
+)
+def test_networks_that_do_not_fit_are_refused(spec, message):
+    with pytest.raises(ArtifactError, match=message):
+        Engine(random_model(spec))
+
+
+def test_an_engine_needs_a_thread():
+    with pytest.raises(ValueError, match="at least one thread"):
+        Engine(random_model(EVEN), threads=0)
+
+
+def test_values_of_features_use_each_scale_for_its_block():
+    features = Features(np.array([[0b10010]], np.uint8), np.array([[2, 3]], np.float32), count=5, beta=3)
+    assert features.values().tolist() == [[2.0, -2.0, 2.0, 3.0, -3.0]]

@@ -1,0 +1,125 @@
+"""The cache of compiled kernels: where it goes, and that no state of it can stop the program."""
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from models import jit
+
+ROOT = Path(__file__).resolve().parents[2]
+TIMEOUT_S = 120
+
+SMALL_RUN = """
+import numpy as np
+from models import jit
+from models.engine import Engine
+from tests import reference
+from tests.unit.test_engine import close, network, random_model, random_tiles
+from models.network import Block
+spec = network(Block(channels=5, stride=2, beta_a=3), taps=(0,), size=4, channels=6)
+model, tiles = random_model(spec), random_tiles(spec, 2)
+want = [reference.binarize(row, 4) for row in reference.forward(model, tiles)]
+close(Engine(model).features(tiles).values(), np.array(want))
+print(jit.FOLDER)
+"""
+
+TINY = """
+import os
+uid = os.getuid()
+os.getuid = lambda: uid + 1
+from models import jit
+
+@jit.kernel()
+def add(a, b):
+    return a + b
+
+print(jit.FOLDER, add(40, 2))
+"""
+
+
+def run(**environment):
+    """The folder of the cache, and what was logged, in a process that computes a small network."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", SMALL_RUN],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip(), done.stderr
+
+
+def test_folders_in_order_of_preference(monkeypatch):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", "/chosen")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/users")
+    chosen, users, temporary = jit.cache_folders()
+    assert (chosen.parent, users.parent) == (Path("/chosen"), Path("/users"))
+    assert chosen.name == users.name
+    assert temporary.name == f"{users.name}-{os.getuid()}"
+
+
+def test_the_first_usable_folder_is_taken(tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder")
+    assert jit.usable_folder([blocked, blocked / "below", tmp_path / "new" / "deep"]) == tmp_path / "new" / "deep"
+    assert stat.S_IMODE((tmp_path / "new" / "deep").stat().st_mode) == 0o700
+    assert jit.usable_folder([blocked]) is None
+
+
+def test_a_folder_of_somebody_else_is_not_used(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "getuid", lambda: tmp_path.stat().st_uid + 1)
+    assert jit.usable_folder([tmp_path]) is None
+
+
+def test_a_real_error_is_raised_again(monkeypatch):
+    monkeypatch.setattr(jit, "_cached", [])  # the other tests keep their cache
+    calls = []
+
+    def fails():
+        calls.append(1)
+        raise KeyError("a bug")
+
+    with pytest.raises(KeyError, match="a bug"):
+        jit.without_broken_cache(fails)
+    assert len(calls) == 2
+
+
+def test_without_a_compiler_the_kernels_are_plain_python():
+    run(NUMBA_DISABLE_JIT="1")
+
+
+def test_an_unusable_folder_and_damaged_files_do_not_stop_the_engine(tmp_path):
+    nowhere = tmp_path / "file"
+    nowhere.write_text("")
+    cache = tmp_path / "cache"
+    folder, _ = run(NUMBA_CACHE_DIR=str(nowhere), XDG_CACHE_HOME=str(cache))
+    assert Path(folder).parent == cache
+    stored = [path for path in Path(folder).rglob("*") if path.is_file()]
+    assert stored, "nothing was cached"
+    for path in stored:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])  # as a power cut leaves them
+    again, log = run(NUMBA_CACHE_DIR=str(nowhere), XDG_CACHE_HOME=str(cache))
+    assert again == folder
+    assert "compiling without the cache" in log
+
+
+def test_without_any_folder_kernels_are_compiled_each_time(tmp_path):
+    """Nobody's folder is ours where the user is somebody else."""
+    (tmp_path / "tiny.py").write_text(TINY)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(tmp_path / "tiny.py")],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "None 42\n"), done.stderr
+    assert not list(tmp_path.rglob("*.nbi"))
