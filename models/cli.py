@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return int(args.run(args))
     except HadanetError as error:
-        sys.stderr.write(f"hadanet: {error}\n")
+        sys.stderr.write(f"hadanet: {error}".replace("\n", " ") + "\n")
         return 1
     except KeyboardInterrupt:
         sys.stderr.write("hadanet: stopped\n")

@@ -22,7 +22,7 @@ Kernel = Annotated[int, msgspec.Meta(ge=1, le=31)]
 Stride = Annotated[int, msgspec.Meta(ge=1, le=16)]
 Beta = Annotated[int, msgspec.Meta(ge=0, le=65536)]
 Grey = Annotated[float, msgspec.Meta(ge=0, le=255)]
-Deviation = Annotated[float, msgspec.Meta(gt=0, le=255)]
+Deviation = Annotated[float, msgspec.Meta(ge=1e-3, le=255)]
 """Bounds that hold wherever a spec is read from a file, a recipe's or an artifact's."""
 
 HEAD_STEP = 2.0**-9

@@ -8,6 +8,7 @@ import hashlib
 import io
 import os
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -26,8 +27,8 @@ PACKED = {"ucmerced": "ucmerced.npz", "cifar10-jpeg": "cifar10_jpeg.npz"}
 KINDS = {"data": "u", "offsets": "iu", "labels": "iu", "split": "iu", "class_names": "U"}
 """The arrays of a packed file, each of one dimension, and the kinds of dtype that it may have."""
 UNREADABLE: tuple[type[Exception], ...] = (
-    *(OSError, EOFError, KeyError, ValueError, SyntaxError, RuntimeError, OverflowError, MemoryError),
-    *(zipfile.BadZipFile, zlib.error, struct.error),
+    *(OSError, EOFError, KeyError, TypeError, ValueError, SyntaxError, RuntimeError, OverflowError, MemoryError),
+    *(zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError),
 )
 """What zipfile and NumPy raise for damaged files: a damaged header may ask for anything, any amount of memory too."""
 

@@ -79,7 +79,7 @@ def finished(net: Net, class_names: tuple[str, ...]) -> Model:
 
 
 def train(recipe: Recipe, data: Dataset, progress: Progress) -> tuple[Model, dict[str, float]]:
-    """Follow the recipe; returns the model and its scores on the data set's test split.
+    """Follow the recipe, show how far it is; returns the model and its scores on the data set's test split.
 
     The same recipe, data, PyTorch and number of threads give the same model. Raises RecipeError where the batch is
     larger than the training split, or the loss does not stay finite.
@@ -102,27 +102,28 @@ def train(recipe: Recipe, data: Dataset, progress: Progress) -> tuple[Model, dic
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, recipe.learning_rate, total_steps=total_steps, pct_start=warm_up
     )
-    task = progress.add_task(f"training {spec.name}", total=total_steps)
     start = time.monotonic()
-    for epoch in range(1, recipe.epochs + 1):
-        order, total = torch.randperm(len(images), generator=random), 0.0
-        for step in range(steps):
-            picked = order[step * recipe.batch : (step + 1) * recipe.batch]
-            x = (views(images[picked], spec.input_size, recipe.augment, random) - mean) / std
-            loss = F.cross_entropy(net(x), labels[picked], label_smoothing=recipe.label_smoothing)
-            if not math.isfinite(loss.item()):
-                raise RecipeError(
-                    f"epoch {epoch} of {recipe.epochs}: the loss is {loss.item()}; "
-                    f"lower learning_rate ({recipe.learning_rate}), or check network.std"
-                )
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            schedule.step()
-            net.clip()
-            total += loss.item()
-            progress.advance(task)
-        progress.update(task, description=f"{spec.name} epoch {epoch}/{recipe.epochs} loss {total / steps:.3f}")
+    with progress:
+        task = progress.add_task(f"training {spec.name}", total=total_steps)
+        for epoch in range(1, recipe.epochs + 1):
+            order, total = torch.randperm(len(images), generator=random), 0.0
+            for step in range(steps):
+                picked = order[step * recipe.batch : (step + 1) * recipe.batch]
+                x = (views(images[picked], spec.input_size, recipe.augment, random) - mean) / std
+                loss = F.cross_entropy(net(x), labels[picked], label_smoothing=recipe.label_smoothing)
+                if not math.isfinite(loss.item()):
+                    raise RecipeError(
+                        f"epoch {epoch} of {recipe.epochs}: the loss is {loss.item()}; "
+                        f"lower learning_rate ({recipe.learning_rate}), or check network.std"
+                    )
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                schedule.step()
+                net.clip()
+                total += loss.item()
+                progress.advance(task)
+            progress.update(task, description=f"{spec.name} epoch {epoch}/{recipe.epochs} loss {total / steps:.3f}")
     net.eval()
     model = finished(net, data.class_names)
     return model, {
@@ -141,8 +142,7 @@ def run(recipe_path: Path, out: Path) -> dict[str, float]:
     check_writable(out)
     data = load(recipe.dataset)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        model, scores = train(recipe, data, progress)
+    model, scores = train(recipe, data, Progress(*columns, console=Console(stderr=True)))
     about = {
         "recipe": text,
         "data": f"{data.name} sha256 {data.sha256}",
