@@ -33,15 +33,27 @@ def command(module: str, *args: str) -> list[str]:
     return [sys.executable, "-m", module, *args]
 
 
-def start_station(data: Path, port: int, page: str) -> tuple[subprocess.Popen[str], str]:
-    """`ground serve`, and the address of its page once it says that it is ready."""
-    serve = command("ground.cli", "serve", "--data", str(data), "--bind", f"tcp://127.0.0.1:{port}", "--http", page)
+def start(folder: Path) -> tuple[subprocess.Popen[str], str, Path]:
+    """Enroll a drone and start `ground serve`: its process, the address of its page, and the drone's keys."""
+    port, keys, data = free_port(), folder / f"{DRONE}.toml", folder / "station"
+    enroll = command("ground.cli", "enroll", DRONE, "--data", str(data), "--out", str(keys))
+    subprocess.run([*enroll, "--address", f"tcp://127.0.0.1:{port}"], check=True, stdout=subprocess.DEVNULL)
+    serve = command("ground.cli", "serve", "--data", str(data), "--bind", f"tcp://127.0.0.1:{port}")
+    serve += ["--http", f"127.0.0.1:{os.environ.get('PAGE_PORT', '0')}"]
     station = subprocess.Popen(serve, stdout=subprocess.PIPE, text=True)
     assert station.stdout is not None
     line = station.stdout.readline()
     if not line.startswith("ground: page "):
         raise SystemExit(f"demo: the ground station did not start (status {station.wait(READY_S)})")
-    return station, line.split()[2]
+    return station, line.split()[2], keys
+
+
+def replay(folder: Path, keys: Path, page: str, *options: str) -> list[str]:
+    """The command that flies the simulated flight with that station."""
+    args = [FLIGHT, "--keys", str(keys), "--page", page, "--record", str(folder / "recordings"), *options]
+    args += ["--label-rate", "0.03", "--label-delay", str(LABEL_DELAY)]
+    args += ["--report", str(folder / "report.json"), "--picture", str(folder / "report.png")]
+    return command("onboard.cli", "replay", *args)
 
 
 def main() -> int:
@@ -49,17 +61,10 @@ def main() -> int:
     console = Console()
     shutil.rmtree(FOLDER, ignore_errors=True)
     FOLDER.mkdir()
-    port, keys = free_port(), FOLDER / f"{DRONE}.toml"
-    data = FOLDER / "station"
-    enroll = command("ground.cli", "enroll", DRONE, "--data", str(data), "--out", str(keys))
-    subprocess.run([*enroll, "--address", f"tcp://127.0.0.1:{port}"], check=True, stdout=subprocess.DEVNULL)
-    station, page = start_station(data, port, f"127.0.0.1:{os.environ.get('PAGE_PORT', '0')}")
+    station, page, keys = start(FOLDER)
     try:
         console.print(f"ground station: [bold]{page}[/] (open it to watch)")
-        replay = command("onboard.cli", "replay", FLIGHT, "--keys", str(keys), "--page", page)
-        replay += ["--label-rate", "0.03", "--label-delay", str(LABEL_DELAY), "--record", str(FOLDER / "recordings")]
-        replay += ["--report", str(FOLDER / "report.json"), "--picture", str(FOLDER / "report.png")]
-        status = subprocess.run(replay, check=False).returncode
+        status = subprocess.run(replay(FOLDER, keys, page), check=False).returncode
         if status == 0:
             console.print(f"picture: {FOLDER / 'report.png'}   report: {FOLDER / 'report.json'}")
             console.print(f"recording for Foxglove: {FOLDER / 'recordings'}")
