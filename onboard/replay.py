@@ -222,7 +222,7 @@ class _Replay:
             updates=desk.updates,
             rollbacks=desk.rollbacks,
             learner_restarts=self.learner.restarts if self.learner else 0,
-            latency_ms={"inference": percentiles(flight.inference_ms), "whole": percentiles(flight.whole_ms)},
+            latency_ms=percentiles(flight.whole_ms) | percentiles(flight.inference_ms, "inference_"),
             fps=flight.frames / elapsed_s,
             bytes_up=up,
             bytes_down=down,

@@ -29,7 +29,10 @@ class Timeline(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """The keys of report.json, as docs/architecture.md describes them. None: no truth was given."""
+    """The keys of report.json. None: no truth was given.
+
+    latency_ms: `p50`, `p99` of a whole frame and `inference_p50`, `inference_p99` of its inference alone.
+    """
 
     source: str
     frames: int
@@ -46,7 +49,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     updates: int
     rollbacks: int
     learner_restarts: int
-    latency_ms: dict[str, dict[str, float]]
+    latency_ms: dict[str, float]
     fps: float
     bytes_up: int
     bytes_down: int
@@ -58,13 +61,11 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     timeline: Timeline
 
 
-def percentiles(values: Iterable[float]) -> dict[str, float]:
-    """Median and 99th percentile, in the unit of the values; zeros where there are none."""
+def percentiles(values: Iterable[float], prefix: str = "") -> dict[str, float]:
+    """Median and 99th percentile, in the unit of the values, as `p50` and `p99`; zeros where there are none."""
     array = np.fromiter(values, np.float64)
-    if not array.size:
-        return {"p50": 0.0, "p99": 0.0}
-    p50, p99 = np.percentile(array, [50, 99])
-    return {"p50": round(float(p50), 3), "p99": round(float(p99), 3)}
+    p50, p99 = np.percentile(array, [50, 99]) if array.size else (0.0, 0.0)
+    return {f"{prefix}p50": round(float(p50), 3), f"{prefix}p99": round(float(p99), 3)}
 
 
 def write(report: Report, path: Path) -> None:
@@ -90,12 +91,12 @@ def show(report: Report, console: Console) -> None:
         console.print(table)
     facts = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     deltas = sorted(report.delta_bytes)
-    whole, inference = report.latency_ms["whole"], report.latency_ms["inference"]
+    latency = report.latency_ms
     for name, value in {
         "frames": f"{report.frames}, dropped {report.frames_dropped}, unreadable {len(report.frames_skipped)}",
         "questions, labels": f"{report.questions}, {report.labels_used} ({report.label_rate:.1%} of tiles)",
         "updates, refused": f"{report.updates}, {report.rollbacks}",
-        "a frame": f"{whole['p50']:.1f} ms (p99 {whole['p99']:.1f}), inference {inference['p50']:.1f} ms",
+        "a frame": f"{latency['p50']:.1f} ms (p99 {latency['p99']:.1f}), inference {latency['inference_p50']:.1f} ms",
         "frames per second": f"{report.fps:.1f}",
         "bytes up, down": f"{report.bytes_up:,}, {report.bytes_down:,}",
         "a delta": f"{deltas[len(deltas) // 2]} bytes (median), {deltas[-1]} (largest)" if deltas else "none",
