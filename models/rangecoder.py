@@ -10,11 +10,11 @@ A decoder reads zeros behind the end of its payload, at most `LOOKAHEAD` of them
 bytes over, is damaged.
 """
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from models.errors import DeltaError
+from models.jit import kernel
 
 Bytes = NDArray[np.uint8]
 Integers = NDArray[np.int64]
@@ -131,12 +131,12 @@ class Decoder:
 # Kernels. `state`, `out` and `counts` are written to; all of it is int64, so that no operation widens to float.
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def _is_full(state, out):  # type: ignore[no-untyped-def]
     return state[_POS] + state[_PENDING] + _ROOM > len(out)
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def _shift_low(state, out):  # type: ignore[no-untyped-def]
     """Move the interval by a byte: its top byte is written, or held back while a carry may still reach it."""
     low = state[_LOW]
@@ -157,7 +157,7 @@ def _shift_low(state, out):  # type: ignore[no-untyped-def]
     state[_LOW] = (low & _LOW_MASK) << 8
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def _encode_bit(state, out, counts, bit):  # type: ignore[no-untyped-def]
     split = state[_RANGE] // (2 * (counts[0] + counts[1]) + 2) * (2 * counts[0] + 1)
     if bit:
@@ -171,7 +171,7 @@ def _encode_bit(state, out, counts, bit):  # type: ignore[no-untyped-def]
         _shift_low(state, out)
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def _count(counts, bit):  # type: ignore[no-untyped-def]
     counts[bit] += 1
     if counts[0] + counts[1] >= _COUNT_LIMIT:
@@ -179,7 +179,7 @@ def _count(counts, bit):  # type: ignore[no-untyped-def]
         counts[1] = (counts[1] + 1) >> 1
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def _encode_uniform(state, out, value, bits):  # type: ignore[no-untyped-def]
     state[_RANGE] >>= bits
     state[_LOW] += value * state[_RANGE]
@@ -188,7 +188,7 @@ def _encode_uniform(state, out, value, bits):  # type: ignore[no-untyped-def]
         _shift_low(state, out)
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def _encode_bits(state, out, counts, packed, start):  # type: ignore[no-untyped-def]
     """Code packed[start:]; returns the number of the first byte that is not coded because `out` is full."""
     for i in range(start, len(packed)):
@@ -199,7 +199,7 @@ def _encode_bits(state, out, counts, packed, start):  # type: ignore[no-untyped-
     return len(packed)
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def _encode_integers(state, out, counts, values, start):  # type: ignore[no-untyped-def]
     """Code values[start:]; returns the number of the first value that is not coded because `out` is full."""
     for i in range(start, len(values)):
@@ -226,7 +226,7 @@ def _encode_integers(state, out, counts, values, start):  # type: ignore[no-unty
     return len(values)
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def _finish(state, out):  # type: ignore[no-untyped-def]
     """Write the number in the interval that ends in most zeros: its top byte is all that has to be written."""
     state[_LOW] = (state[_LOW] + _LOW_MASK) & ~_LOW_MASK
@@ -235,7 +235,7 @@ def _finish(state, out):  # type: ignore[no-untyped-def]
     return state[_POS]
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def _next_byte(state, data):  # type: ignore[no-untyped-def]
     state[_CODE] <<= 8
     if state[_POS] < len(data):
@@ -243,12 +243,12 @@ def _next_byte(state, data):  # type: ignore[no-untyped-def]
     state[_POS] += 1
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def _overrun(state, data):  # type: ignore[no-untyped-def]
     return state[_POS] > len(data) + LOOKAHEAD
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def _decode_bit(state, data, counts):  # type: ignore[no-untyped-def]
     split = state[_RANGE] // (2 * (counts[0] + counts[1]) + 2) * (2 * counts[0] + 1)
     bit = np.int64(state[_CODE] >= split)
@@ -264,7 +264,7 @@ def _decode_bit(state, data, counts):  # type: ignore[no-untyped-def]
     return bit
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def _decode_uniform(state, data, bits):  # type: ignore[no-untyped-def]
     """The value, or -1 where the payload points into the rest that the division leaves."""
     state[_RANGE] >>= bits
@@ -278,7 +278,7 @@ def _decode_uniform(state, data, bits):  # type: ignore[no-untyped-def]
     return value
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def _decode_bits(state, data, counts, out):  # type: ignore[no-untyped-def]
     """Fill `out`; True where the payload is damaged."""
     for i in range(len(out)):
@@ -291,7 +291,7 @@ def _decode_bits(state, data, counts, out):  # type: ignore[no-untyped-def]
     return False
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel()
 def _decode_integers(state, data, counts, out):  # type: ignore[no-untyped-def]
     """Fill `out`; True where the payload is damaged."""
     for i in range(len(out)):
