@@ -3,10 +3,12 @@
 The head is a class-balanced ridge regression onto +-1 targets, solved exactly whenever labels arrived, so that a
 label that is taken back is really gone and the same labels give the same head. A label counts for its tile and, with
 less weight, for the tiles of other frames that show the same ground. The memory keeps binary features and their
-block scales. One ground patch in five goes to the holdout first: it judges candidates before it is learned from.
+block scales. One label in five goes to the holdout first: it judges candidates before it is learned from.
+
+What is fitted and who judges follow from the labels that are there, in their order, and from nothing else.
 """
 
-from collections import deque
+import zlib
 from collections.abc import Iterable
 from typing import Literal
 
@@ -24,10 +26,12 @@ from onboard.tracks import Path, centres, overlaps
 HISTORY_FRAMES = 64
 TEMPERATURE = 3.0
 """Sharpness of the probabilities: logits are this times the regression's outputs, which lie around -1..1."""
-HOLDOUT_SHARE = 0.2
+HOLDOUT_EVERY = 5
 HOLDOUT_AFTER = 24
-"""So many patches are learned from before the first one is held out: early labels are worth too much to wait."""
+"""So many labels are learned from before the first one is held out: early labels are worth too much to wait."""
 MIN_OVERLAP = 0.5
+RESERVE = 256
+"""Samples of each class kept beyond those that are fitted: an undo gives their place back to them."""
 GATE_P = 0.05
 """A candidate is refused when its losses on the holdout are this unlikely by chance (one-sided sign test)."""
 GATE_TOP_SHARE = 0.98
@@ -65,14 +69,19 @@ class GivenLabel(msgspec.Struct, frozen=True, array_like=True):
     undo: int = 0
 
 
-class Sample(msgspec.Struct, array_like=True):
-    """One entry of the replay memory: whose label, which class, how much it counts, and the packed features."""
+class Sample(msgspec.Struct, frozen=True, array_like=True):
+    """One entry of the replay memory: whose label, which class, how much it counts, and the packed features.
+
+    own: it is the labelled tile itself, not a neighbour. judge: its label is one of the fifth that judge first.
+    """
 
     label: int
     cls: int
     weight: float
     bits: bytes
     scales: bytes
+    own: bool
+    judge: bool
 
 
 class Update(msgspec.Struct, frozen=True):
@@ -85,17 +94,18 @@ class Update(msgspec.Struct, frozen=True):
 
 
 class State(msgspec.Struct, array_like=True, kw_only=True):
-    """Everything a learner must not forget, as it is kept on disk. `model_hash` is that of the model it left."""
+    """Everything a learner must not forget, as it is kept on disk. `model_hash` is that of the model it left.
+
+    Frames are not in it, they are too large to write again and again: the flight has them, and gives them once more.
+    """
 
     version: int
     base_hash: str
     model_hash: str
     boot: int
-    frame: int
     position: int
-    memory: list[Sample]
-    holdout: list[list[Sample]]
-    patches: int
+    samples: list[Sample]
+    changed: bool
     updates: int
     rollbacks: int
     head_weight: bytes
@@ -107,9 +117,10 @@ def fit_head(
 ) -> tuple[NDArray[np.int16], NDArray[np.int16]]:
     """The head on its grid: int16 (count, F) and (count,), from features (n, F), classes (n,) and weights (n,).
 
-    Solves min sum_i w_i |W x_i + b - y_i|^2 + ridge |W|^2 in the samples' space when they are fewer than the
-    features, y = +1 for the class and -1 for the others. Weights of a class are divided by the root of their sum, half
-    way between counting samples and counting classes. A class without samples gets a bias below all others.
+    Solves min over W of sum_i w_i |W x_i / sqrt(F) + b - y_i|^2 + ridge |W|^2, in the samples' space when they are
+    fewer than the features; y = +1 for the class and -1 for the others, b is the weighted mean of y. Weights of a class
+    are divided by the root of their sum, half way between counting samples and counting classes, and then by their
+    mean over all samples. A class without samples gets a bias below all others.
     Raises ArtifactError when the solution is not finite or leaves the grid.
     """
     n, f = features.shape
@@ -156,22 +167,31 @@ class Learner:
         self.frame = -1
         self.updates = 0
         self.rollbacks = 0
+        self._base = model
         self._base_hash = model.with_classes(model.classes).hash
         self._settings = settings
         self._shape = (rows, cols)
-        self._features = model.spec.feature_count
-        self._beta = model.spec.beta_f
+        features, beta = model.spec.feature_count, model.spec.beta_f
+        self._bits_bytes = -(-features // 8)
+        self._scales_bytes = 2 * -(-features // (beta or features))
         self._path = Path(HISTORY_FRAMES)
         self._seen: dict[int, Observation] = {}
-        self._memory: list[Sample] = []
-        self._holdout: deque[list[Sample]] = deque()
-        self._patches = 0
+        self._samples: list[Sample] = []
         self._changed = False
 
     # --- what arrives ------------------------------------------------------------------------------------------
 
     def observe(self, seen: Observation) -> None:
-        """Remember a frame, for labels of its ground that arrive later."""
+        """Remember a frame, for labels of its ground that arrive later. Raises ArtifactError for another grid or model.
+
+        After `restore` the frames around labels that are still under way have to be observed once more.
+        """
+        tiles = self._shape[0] * self._shape[1]
+        if len(seen.bits) != tiles * self._bits_bytes or len(seen.scales) != tiles * self._scales_bytes:
+            raise ArtifactError(
+                f"frame {seen.frame} has another grid or another model's features than the learner was started with; "
+                "start the daemon anew after a change of its configuration"
+            )
         if seen.boot != self.boot:
             self.boot, self._path, self._seen = seen.boot, Path(HISTORY_FRAMES), {}
         motion = None if seen.motion is None else np.frombuffer(seen.motion).reshape(3, 3)
@@ -182,26 +202,32 @@ class Learner:
             del self._seen[old]
 
     def label(self, given: GivenLabel) -> None:
-        """Take a label, an "I don't know" (""), or an undo. A label that was taken already changes nothing."""
+        """Take a label, an "I don't know" (""), or an undo. A label that was taken already changes nothing.
+
+        So does one of an unknown class, and one whose features are not finite or another model's.
+        """
         if given.position <= self.position:
             return
         self.position = given.position
         if given.undo:
-            self._forget(given.undo)
-        elif given.answer in self.model.classes:
-            group = self._with_neighbours(given, self.model.classes.index(given.answer))
-            self._patches += 1
-            judges = self._patches > HOLDOUT_AFTER and self._patches % round(1 / HOLDOUT_SHARE) == 0
-            if self._settings.holdout and judges:
-                self._holdout.append(group)
-                if len(self._holdout) > self._settings.holdout:
-                    self._learn(self._holdout.popleft())
-            else:
-                self._learn(group)
+            left = [s for s in self._samples if s.label != given.undo]
+            self._changed = self._changed or len(left) != len(self._samples)
+            self._samples = left
+        elif given.answer in self.model.classes and self._usable(given.bits, given.scales):
+            cls = self.model.classes.index(given.answer)
+            self._samples += self._with_neighbours(given, cls)
+            self._evict(cls)
+            self._changed = True
+
+    def _usable(self, bits: bytes, scales: bytes) -> bool:
+        whole = len(bits) == self._bits_bytes and len(scales) == self._scales_bytes
+        return whole and bool(np.isfinite(np.frombuffer(scales, np.float16)).all())
 
     def _with_neighbours(self, given: GivenLabel, cls: int) -> list[Sample]:
         """The label's own sample first, then those of the same ground in the frames around it."""
-        group = [Sample(given.id, cls, 1.0, given.bits, given.scales)]
+        # by content: whether a label judges must not depend on the labels before it, which may be taken back
+        judge = zlib.crc32(given.bits + given.scales) % HOLDOUT_EVERY == 0
+        group = [Sample(given.id, cls, 1.0, given.bits, given.scales, True, judge)]
         rows, cols = self._shape
         settings = self._settings
         for frame, seen in self._seen.items():
@@ -211,42 +237,47 @@ class Learner:
                 continue
             share = overlaps((centres(rows, cols)[given.tile] @ motion.T)[None], rows, cols)[0]
             tile = int(share.argmax())
-            if share[tile] > MIN_OVERLAP:
-                bits = np.frombuffer(seen.bits, np.uint8).reshape(rows * cols, -1)[tile]
-                scales = np.frombuffer(seen.scales, np.float16).reshape(rows * cols, -1)[tile]
-                weight = settings.propagate * float(share[tile])
-                group.append(Sample(given.id, cls, weight, bits.tobytes(), scales.tobytes()))
+            bits = seen.bits[tile * self._bits_bytes :][: self._bits_bytes]
+            scales = seen.scales[tile * self._scales_bytes :][: self._scales_bytes]
+            if share[tile] > MIN_OVERLAP and self._usable(bits, scales):
+                # rounded: the last digits depend on which frame the chain of motions is counted from
+                weight = round(settings.propagate * float(share[tile]), 6)
+                group.append(Sample(given.id, cls, weight, bits, scales, False, judge))
         return group
 
-    def _learn(self, group: list[Sample]) -> None:
-        self._memory += group
-        cls = group[0].cls
-        same = [s for s in self._memory if s.cls == cls]
-        if len(same) > self._settings.per_class:  # neighbours go before labels, old before new
-            keep = sorted(range(len(same)), key=lambda i: (same[i].weight == 1.0, i))[-self._settings.per_class :]
-            kept = [same[i] for i in sorted(keep)]
-            self._memory = [s for s in self._memory if s.cls != cls] + kept
-        self._changed = True
+    def _evict(self, cls: int) -> None:
+        """Bound the class: neighbours go before labels, old before new."""
+        ranked = sorted((s for s in self._samples if s.cls == cls), key=lambda s: s.own)
+        if surplus := {id(s) for s in ranked[: -self._settings.per_class - RESERVE]}:
+            self._samples = [s for s in self._samples if id(s) not in surplus]
 
-    def _forget(self, label: int) -> None:
-        before = len(self._memory) + len(self._holdout)
-        self._memory = [s for s in self._memory if s.label != label]
-        self._holdout = deque(group for group in self._holdout if group[0].label != label)
-        self._changed = self._changed or before != len(self._memory) + len(self._holdout)
+    def _split(self) -> tuple[list[Sample], list[Sample]]:
+        """What is fitted, and the judges: of the labels that judge first the newest; they are not learned from yet."""
+        holdout = self._settings.holdout
+        own = [s for s in self._samples if s.own]
+        judges = [s for s in own[HOLDOUT_AFTER:] if s.judge][-holdout:] if holdout else []
+        waiting = {s.label for s in judges}
+        memory = []
+        for cls in range(len(self.model.classes)):
+            there = [s for s in self._samples if s.cls == cls and s.label not in waiting]
+            memory += sorted(there, key=lambda s: s.own)[-self._settings.per_class :]
+        return memory, judges
 
     # --- learning ----------------------------------------------------------------------------------------------
 
     def step(self) -> Update | None:
-        """Fit a candidate if labels arrived since the last step, and let the gate decide. None: nothing to do."""
+        """Fit a candidate if labels came or went since the last step; the gate decides. None: nothing to do."""
         if not self._changed:
             return None
         self._changed = False
-        if len({s.cls for s in self._memory}) < 2:
-            return None
-        labels = len({s.label for s in self._memory})
+        memory, judges = self._split()
+        labels = len({s.label for s in memory})
         try:
-            candidate = self._candidate()
-            why = self._gate(candidate)
+            if len({s.cls for s in memory}) < 2:
+                candidate, why = self._base, ""  # nothing to tell apart, not yet or, after an undo, no longer
+            else:
+                candidate = self._candidate(memory)
+                why = self._gate(candidate, judges)
         except (ArtifactError, np.linalg.LinAlgError) as error:
             why = str(error)
         if why:
@@ -256,24 +287,24 @@ class Learner:
             return None
         self.model = candidate
         self.updates += 1
-        return Update(candidate, "learned", f"{labels} labels, {len(self._memory)} samples", labels)
+        return Update(candidate, "learned", f"{labels} labels, {len(memory)} samples", labels)
 
     def _values(self, bits: Iterable[bytes], scales: Iterable[bytes]) -> NDArray[np.float32]:
-        b = np.frombuffer(b"".join(bits), np.uint8).reshape(-1, -(-self._features // 8))
+        spec = self.model.spec
+        b = np.frombuffer(b"".join(bits), np.uint8).reshape(-1, self._bits_bytes)
         s = np.frombuffer(b"".join(scales), np.float16).astype(np.float32)
-        return Features(b, s.reshape(len(b), -1), self._features, self._beta).values()
+        return Features(b, s.reshape(len(b), -1), spec.feature_count, spec.beta_f).values()
 
-    def _candidate(self) -> Model:
-        values = self._values((s.bits for s in self._memory), (s.scales for s in self._memory))
-        classes = np.array([s.cls for s in self._memory], np.intp)
-        weights = np.array([s.weight for s in self._memory])
+    def _candidate(self, memory: list[Sample]) -> Model:
+        values = self._values((s.bits for s in memory), (s.scales for s in memory))
+        classes = np.array([s.cls for s in memory], np.intp)
+        weights = np.array([s.weight for s in memory])
         weight, bias = fit_head(values, classes, weights, len(self.model.classes), self._settings.ridge)
         return self.model.with_tensors({"head.weight": weight, "head.bias": bias})
 
-    def _gate(self, candidate: Model) -> str:
+    def _gate(self, candidate: Model, judges: list[Sample]) -> str:
         """Why the candidate must not fly, or "" if it may."""
-        if self._holdout:
-            judges = [group[0] for group in self._holdout]
+        if judges:
             values = self._values((s.bits for s in judges), (s.scales for s in judges))
             truth = np.array([s.cls for s in judges])
             now, then = (head_logits(m, values).argmax(1) == truth for m in (candidate, self.model))
@@ -283,7 +314,9 @@ class Learner:
         if self._seen and len(self.model.classes) > 1 and self.updates:
             recent = list(self._seen.values())[-8:]
             values = self._values((o.bits for o in recent), (o.scales for o in recent))
-            top = [np.bincount(head_logits(m, values).argmax(1)).max() / len(values) for m in (candidate, self.model)]
+            values = values[np.isfinite(values).all(axis=1)]
+            said = [head_logits(m, values).argmax(1) for m in (candidate, self.model)]
+            top = [np.bincount(classes).max(initial=0) / max(1, len(values)) for classes in said]
             if top[0] > GATE_TOP_SHARE >= top[1]:
                 return f"calls {top[0]:.0%} of the last tiles one class"
         return ""
@@ -298,11 +331,9 @@ class Learner:
                 base_hash=self._base_hash,
                 model_hash=self.model.hash,
                 boot=self.boot,
-                frame=self.frame,
                 position=self.position,
-                memory=self._memory,
-                holdout=list(self._holdout),
-                patches=self._patches,
+                samples=self._samples,
+                changed=self._changed,
                 updates=self.updates,
                 rollbacks=self.rollbacks,
                 head_weight=self.model.tensors["head.weight"].tobytes(),
@@ -315,21 +346,23 @@ class Learner:
         try:
             state = msgspec.msgpack.decode(data, type=State)
             if state.version != STATE_VERSION or state.base_hash != self._base_hash:
-                raise ArtifactError("the learner's state belongs to another model or version; it starts anew")
+                raise ValueError("it belongs to another model or version")
             classes = len(self.model.classes)
             head = {
                 "head.weight": np.frombuffer(state.head_weight, np.int16).reshape(classes, -1),
                 "head.bias": np.frombuffer(state.head_bias, np.int16),
             }
-            model = self.model.with_tensors(head)
-            samples = state.memory + [s for group in state.holdout for s in group]
-            self._values((s.bits for s in samples), (s.scales for s in samples))
-            if model.hash != state.model_hash or any(not 0 <= s.cls < classes for s in samples):
-                raise ArtifactError("the learner's state contradicts itself; it starts anew")
-        except (msgspec.MsgspecError, ValueError) as error:
-            raise ArtifactError(f"the learner's state is damaged: {error}; it starts anew") from error
-        self.model, self.boot, self.frame, self.position = model, state.boot, state.frame, state.position
-        self._memory, self._holdout, self._patches = state.memory, deque(state.holdout), state.patches
+            model = self._base.with_tensors(head)
+            sound = all(
+                0 <= s.cls < classes and 0 < s.weight <= 1 and self._usable(s.bits, s.scales) for s in state.samples
+            )
+            if model.hash != state.model_hash or not sound:
+                raise ValueError("it contradicts itself")
+        except (msgspec.MsgspecError, ValueError, ArtifactError) as error:
+            raise ArtifactError(f"the learner's state cannot be used: {error}; it starts anew") from error
+        self.model, self.boot, self.position = model, state.boot, state.position
+        self.frame, self._path, self._seen = -1, Path(HISTORY_FRAMES), {}
+        self._samples, self._changed = state.samples, state.changed
         self.updates, self.rollbacks = state.updates, state.rollbacks
 
 

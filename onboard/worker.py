@@ -80,7 +80,6 @@ class Worker:
         self._dirty = False
         try:
             learner.restore(path.read_bytes())
-            self._saved_frame = learner.frame
         except FileNotFoundError:
             pass
         except (OSError, ArtifactError) as error:
