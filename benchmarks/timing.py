@@ -1,0 +1,26 @@
+"""Fair timing on a noisy machine: contenders take turns, and medians are compared."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+SLICE_S = 0.005
+"""Each turn repeats a contender until about this long, so that the clock's grain does not show."""
+
+
+def race(contenders: Mapping[str, Callable[[], object]], turns: int) -> dict[str, float]:
+    """Seconds of one call of each contender: the median over `turns` rounds, in each of which all take a turn."""
+    loops = {}
+    for name, call in contenders.items():
+        call()  # compiles, allocates, fills caches
+        started = time.perf_counter()
+        call()
+        loops[name] = max(1, int(SLICE_S / max(time.perf_counter() - started, 1e-7)))
+    taken: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(turns):
+        for name, call in contenders.items():
+            started = time.perf_counter()
+            for _ in range(loops[name]):
+                call()
+            taken[name].append((time.perf_counter() - started) / loops[name])
+    return {name: statistics.median(times) for name, times in taken.items()}
