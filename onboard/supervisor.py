@@ -36,7 +36,8 @@ class _Child:
 class Supervisor:
     """Keeps the processes of a table running, at most RESTARTS_PER_MINUTE starts each; then waits for the minute.
 
-    `restarts` counts all that came back. A process that exits with status 0 is finished and stays so.
+    `restarts` counts all that came back. A process that exits with status 0 (done) or 1 (a user's mistake, which it has
+    named) is finished and stays so.
     """
 
     def __init__(self, table: Sequence[Process]) -> None:
@@ -87,20 +88,25 @@ class Supervisor:
 
     def _spawn(self, child: _Child) -> None:
         child.starts.append(time.monotonic())
-        child.popen = subprocess.Popen(child.process.command, stdin=subprocess.DEVNULL)
+        try:
+            child.popen = subprocess.Popen(child.process.command, stdin=subprocess.DEVNULL)
+        except OSError as error:  # no memory, no process left: it may pass
+            child.popen = None
+            _log.error("%s cannot be started: %s", child.process.name, error)
 
     def _watch(self) -> None:
         while not self._closing.wait(WATCH_S):
             for child in self._children:
-                if child.popen is None or child.given_up or child.popen.poll() is None:
+                if child.given_up or (child.popen is not None and child.popen.poll() is None):
                     continue
-                status = child.popen.returncode
-                if status in (0, 1):  # done, or a mistake of the user's that it has named
+                status = child.popen.returncode if child.popen is not None else None
+                if status in (0, 1):
                     child.given_up = True
                     continue
                 full = len(child.starts) == RESTARTS_PER_MINUTE
                 if full and time.monotonic() - child.starts[0] < 60:
                     continue
-                _log.warning("%s ended with status %d and is started again", child.process.name, status)
+                if status is not None:
+                    _log.warning("%s ended with status %d and is started again", child.process.name, status)
                 self.restarts += 1
                 self._spawn(child)

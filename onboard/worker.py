@@ -26,6 +26,8 @@ RETRY_MS = 1000
 SAVE_EVERY_FRAMES = 8
 """The state is written after a change, but not more often than this: a card wears out by writing."""
 NICE = 10
+STATUS_BUG = 70
+"""Exit status after a fault of this program: other than after a user's mistake, the supervisor starts it again."""
 
 
 class Head(msgspec.Struct, frozen=True, array_like=True):
@@ -157,6 +159,9 @@ def main(argv: list[str] | None = None) -> int:
     except HadanetError as error:
         sys.stderr.write(f"onboard: learner: {error}\n")
         return 1
+    except Exception:  # noqa: BLE001 - the boundary of the process: Python itself would end with the status of a mistake
+        _log.exception("a fault of this program")
+        return STATUS_BUG
     return 0
 
 
