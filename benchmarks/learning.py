@@ -22,7 +22,9 @@ CALITERRA_CLASSES = ("object", "road", "trees", "ground")
 
 def streams() -> dict[str, tuple[replay.Options, tuple[str, ...]]]:
     """Name -> how to replay it, and its classes. Caliterra only where the data is."""
-    found = {"sim": (replay.Options(source="sim://?seed=4", label_delay=5), ("", "-"))}
+    found: dict[str, tuple[replay.Options, tuple[str, ...]]] = {
+        "sim": (replay.Options(source="sim://?seed=4", label_delay=5), ("", "-"))
+    }
     flights = Path(os.environ.get("HADANET_DATA", "../shared/data")) / "flights"
     if (flights / "caliterra_labels.csv").exists():
         options = replay.Options(

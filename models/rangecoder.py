@@ -132,12 +132,12 @@ class Decoder:
 
 
 @kernel()
-def _is_full(state, out):  # type: ignore[no-untyped-def]
-    return state[_POS] + state[_PENDING] + _ROOM > len(out)
+def _is_full(state: Integers, out: Bytes) -> bool:
+    return bool(state[_POS] + state[_PENDING] + _ROOM > len(out))
 
 
 @kernel()
-def _shift_low(state, out):  # type: ignore[no-untyped-def]
+def _shift_low(state: Integers, out: Bytes) -> None:
     """Move the interval by a byte: its top byte is written, or held back while a carry may still reach it."""
     low = state[_LOW]
     if low < 0xFF << _BOTTOM or low >= 1 << _TOP:
@@ -158,7 +158,7 @@ def _shift_low(state, out):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def _encode_bit(state, out, counts, bit):  # type: ignore[no-untyped-def]
+def _encode_bit(state: Integers, out: Bytes, counts: Integers, bit: int) -> None:
     split = state[_RANGE] // (2 * (counts[0] + counts[1]) + 2) * (2 * counts[0] + 1)
     if bit:
         state[_LOW] += split
@@ -172,7 +172,7 @@ def _encode_bit(state, out, counts, bit):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def _count(counts, bit):  # type: ignore[no-untyped-def]
+def _count(counts: Integers, bit: int) -> None:
     counts[bit] += 1
     if counts[0] + counts[1] >= _COUNT_LIMIT:
         counts[0] = (counts[0] + 1) >> 1
@@ -180,7 +180,7 @@ def _count(counts, bit):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def _encode_uniform(state, out, value, bits):  # type: ignore[no-untyped-def]
+def _encode_uniform(state: Integers, out: Bytes, value: int, bits: int) -> None:
     state[_RANGE] >>= bits
     state[_LOW] += value * state[_RANGE]
     while state[_RANGE] < 1 << _BOTTOM:
@@ -189,7 +189,7 @@ def _encode_uniform(state, out, value, bits):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def _encode_bits(state, out, counts, packed, start):  # type: ignore[no-untyped-def]
+def _encode_bits(state: Integers, out: Bytes, counts: Integers, packed: Bytes, start: int) -> int:
     """Code packed[start:]; returns the number of the first byte that is not coded because `out` is full."""
     for i in range(start, len(packed)):
         if _is_full(state, out):
@@ -200,7 +200,7 @@ def _encode_bits(state, out, counts, packed, start):  # type: ignore[no-untyped-
 
 
 @kernel()
-def _encode_integers(state, out, counts, values, start):  # type: ignore[no-untyped-def]
+def _encode_integers(state: Integers, out: Bytes, counts: Integers, values: Integers, start: int) -> int:
     """Code values[start:]; returns the number of the first value that is not coded because `out` is full."""
     for i in range(start, len(values)):
         if _is_full(state, out):
@@ -227,16 +227,16 @@ def _encode_integers(state, out, counts, values, start):  # type: ignore[no-unty
 
 
 @kernel()
-def _finish(state, out):  # type: ignore[no-untyped-def]
+def _finish(state: Integers, out: Bytes) -> int:
     """Write the number in the interval that ends in most zeros: its top byte is all that has to be written."""
     state[_LOW] = (state[_LOW] + _LOW_MASK) & ~_LOW_MASK
     _shift_low(state, out)
     _shift_low(state, out)
-    return state[_POS]
+    return int(state[_POS])
 
 
 @kernel()
-def _next_byte(state, data):  # type: ignore[no-untyped-def]
+def _next_byte(state: Integers, data: Bytes) -> None:
     state[_CODE] <<= 8
     if state[_POS] < len(data):
         state[_CODE] |= np.int64(data[state[_POS]])
@@ -244,14 +244,14 @@ def _next_byte(state, data):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def _overrun(state, data):  # type: ignore[no-untyped-def]
-    return state[_POS] > len(data) + LOOKAHEAD
+def _overrun(state: Integers, data: Bytes) -> bool:
+    return bool(state[_POS] > len(data) + LOOKAHEAD)
 
 
 @kernel()
-def _decode_bit(state, data, counts):  # type: ignore[no-untyped-def]
+def _decode_bit(state: Integers, data: Bytes, counts: Integers) -> int:
     split = state[_RANGE] // (2 * (counts[0] + counts[1]) + 2) * (2 * counts[0] + 1)
-    bit = np.int64(state[_CODE] >= split)
+    bit = int(state[_CODE] >= split)
     if bit:
         state[_CODE] -= split
         state[_RANGE] -= split
@@ -265,12 +265,12 @@ def _decode_bit(state, data, counts):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def _decode_uniform(state, data, bits):  # type: ignore[no-untyped-def]
+def _decode_uniform(state: Integers, data: Bytes, bits: int) -> int:
     """The value, or -1 where the payload points into the rest that the division leaves."""
     state[_RANGE] >>= bits
-    value = state[_CODE] // state[_RANGE]
+    value = int(state[_CODE] // state[_RANGE])
     if value >> bits:
-        return np.int64(-1)
+        return -1
     state[_CODE] -= value * state[_RANGE]
     while state[_RANGE] < 1 << _BOTTOM:
         state[_RANGE] <<= 8
@@ -279,7 +279,7 @@ def _decode_uniform(state, data, bits):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def _decode_bits(state, data, counts, out):  # type: ignore[no-untyped-def]
+def _decode_bits(state: Integers, data: Bytes, counts: Integers, out: Bytes) -> bool:
     """Fill `out`; True where the payload is damaged."""
     for i in range(len(out)):
         value = np.int64(0)
@@ -292,7 +292,7 @@ def _decode_bits(state, data, counts, out):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def _decode_integers(state, data, counts, out):  # type: ignore[no-untyped-def]
+def _decode_integers(state: Integers, data: Bytes, counts: Integers, out: Integers) -> bool:
     """Fill `out`; True where the payload is damaged."""
     for i in range(len(out)):
         length = 0
