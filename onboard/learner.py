@@ -27,8 +27,8 @@ HISTORY_FRAMES = 64
 TEMPERATURE = 3.0
 """Sharpness of the probabilities: logits are this times the regression's outputs, which lie around -1..1."""
 HOLDOUT_EVERY = 5
-HOLDOUT_AFTER = 24
-"""So many labels are learned from before the first one is held out: early labels are worth too much to wait."""
+HOLDOUT_AFTER = 8
+"""So many labels of a class are learned from before one is held out: early ones are worth too much to wait."""
 MIN_OVERLAP = 0.5
 RESERVE = 256
 """Samples of each class kept beyond those that are fitted: an undo gives their place back to them."""
@@ -254,8 +254,13 @@ class Learner:
     def _split(self) -> tuple[list[Sample], list[Sample]]:
         """What is fitted, and the judges: of the labels that judge first the newest; they are not learned from yet."""
         holdout = self._settings.holdout
-        own = [s for s in self._samples if s.own]
-        judges = [s for s in own[HOLDOUT_AFTER:] if s.judge][-holdout:] if holdout else []
+        known = [0] * len(self.model.classes)
+        judges = []
+        for sample in (s for s in self._samples if s.own):
+            if sample.judge and known[sample.cls] >= HOLDOUT_AFTER:
+                judges.append(sample)
+            known[sample.cls] += 1
+        judges = judges[-holdout:] if holdout else []
         waiting = {s.label for s in judges}
         memory = []
         for cls in range(len(self.model.classes)):

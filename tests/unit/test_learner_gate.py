@@ -105,7 +105,7 @@ def test_the_gate_refuses_a_head_that_says_one_class(base):
 def test_what_judges_is_not_learned_from(base):
     """Two learners whose labels differ only in those that judge: the same heads, until they leave the holdout."""
     scene = Scene()
-    plain = scene.some_labels(HOLDOUT_AFTER)
+    plain = scene.some_labels(len(CLASSES) * HOLDOUT_AFTER)
     judges, others = [], []
     while len(judges) < 4:
         given = scene.label(len(others) % 3)
@@ -133,12 +133,21 @@ def test_what_judges_is_not_learned_from(base):
     assert learner.model.hash != without.model.hash
 
 
+def test_a_rare_class_is_learned_from_at_once(base):
+    scene, learner = Scene(), learner_of(base, holdout=16)
+    for given in [*(scene.label(0) for _ in range(60)), *(scene.label(1) for _ in range(HOLDOUT_AFTER))]:
+        learner.label(given)
+    memory, judges = learner._split()
+    assert {s.cls for s in judges} == {0}
+    assert len([s for s in memory if s.cls == 1]) == HOLDOUT_AFTER
+
+
 def test_a_judges_neighbours_wait_with_it(base):
     scene, learner = Scene(), learner_of(base, holdout=4)
     seen = [scene.observation() for _ in range(5)]
     for observation in seen:
         learner.observe(observation)
-    for given in scene.some_labels(HOLDOUT_AFTER):
+    for given in scene.some_labels(len(CLASSES) * HOLDOUT_AFTER):
         learner.label(given)
     while not learner._split()[1]:
         seen.append(scene.observation())
