@@ -45,6 +45,8 @@ def save(model: Model, path: Path, **about: str) -> None:
 def describe(path: Path) -> dict[str, str]:
     """The texts inside an artifact: format, spec, classes, hash, and what `save` was told."""
     try:
+        if not path.is_file() and path.exists():
+            raise ArtifactError(f"{path}: not a file")  # opening a pipe would wait for ever
         if path.stat().st_size > MAX_ARTIFACT_BYTES:
             raise ArtifactError(f"{path}: larger than {MAX_ARTIFACT_BYTES >> 20} MiB, this is not a HadaNet artifact")
         with safetensors.safe_open(path, framework="numpy") as file:

@@ -70,6 +70,11 @@ class NetworkSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     taps: Annotated[tuple[int, ...], msgspec.Meta(min_length=1)]
     beta_f: Beta = 16
 
+    def __post_init__(self) -> None:
+        if any(b <= a for a, b in zip((-1, *self.taps), (*self.taps, len(self.blocks)), strict=True)):
+            last = len(self.blocks) - 1
+            raise ValueError(f"network.taps must be rising numbers of blocks, 0..{last}, not {list(self.taps)}")
+
     @property
     def feature_count(self) -> int:
         """Length of the feature vector."""

@@ -124,7 +124,6 @@ def train(recipe: Recipe, data: Dataset, progress: Progress) -> tuple[Model, dic
                 total += loss.item()
                 progress.advance(task)
             progress.update(task, description=f"{spec.name} epoch {epoch}/{recipe.epochs} loss {total / steps:.3f}")
-    net.eval()
     model = finished(net, data.class_names)
     return model, {
         "test_accuracy": accuracy(model, *scored_tiles(data, spec.input_size)),
