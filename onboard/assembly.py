@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -24,7 +25,8 @@ from onboard.worker import Setup, initial_model, learner_address
 
 _log = logging.getLogger(__name__)
 
-FLUSH_S = 10.0
+FLUSH_S = 3.0
+"""How long the end of a flight waits for the station; the rest goes out at the next start."""
 
 
 def learner_process(config: Config, state: Path) -> Process:
@@ -42,6 +44,17 @@ def learner_process(config: Config, state: Path) -> Process:
     return Process(name="learner", command=(sys.executable, "-m", "onboard.worker", text, "--parent", str(os.getpid())))
 
 
+def make_folder(state: Path) -> Path:
+    """The state folder, made if missing. Raises HadanetError where it cannot be written to."""
+    try:
+        state.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=state):
+            pass
+    except OSError as error:
+        raise HadanetError(f"{state}: no state can be kept there: {error.strerror}; set `state`") from error
+    return state
+
+
 class Nowhere:
     """Where messages go without a station: nobody hears them."""
 
@@ -56,12 +69,8 @@ class Assembly:
     """
 
     def __init__(self, config: Config, state: Path, post: Callable[[Model], Post] | None = None) -> None:
-        try:
-            state.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise HadanetError(f"{state}: the state folder cannot be made: {error.strerror}; set `state`") from error
         self.config = config
-        self.state = state
+        self.state = make_folder(state)
         self.base = initial_model(config.model.artifact, config.model.classes)
         self.link: DroneLink | None = None
         self._keys = DroneKeys.load(Path(config.link.keys)) if config.link.keys and post is None else None
@@ -73,6 +82,7 @@ class Assembly:
         else:
             self.post = Nowhere()
         self.desk = Desk(state, self.base, config.camera.cols, self.post)
+        self.desk.told["link"] = self._describe_link
         self.recorder = self._recorder()
         self.flight = Flight(config, self.base, self.desk, self.post, self.recorder)
 
@@ -91,15 +101,16 @@ class Assembly:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.desk.close()
-        if self.link:
-            if error is None and not self.link.flush(FLUSH_S):
-                _log.warning("%d messages wait in the outbox for the station", self.link.stats.pending)
-            self.link.close()
         if self.recorder:
             self.recorder.close()
+        if self.link:
+            patience_s = FLUSH_S if error is None and self.link.stats.connected else 0.0
+            if not self.link.flush(patience_s):
+                _log.warning("%d messages wait in the outbox for the station", self.link.stats.pending)
+            self.link.close()
 
     def _recorder(self) -> Recorder | None:
-        """The recorder, if one is wanted and its folder can be written; a flight without recording is still a flight."""
+        """The recorder, if one is wanted and its folder can be written; without one the flight flies all the same."""
         record = self.config.record
         if not record.folder:
             return None
@@ -135,6 +146,12 @@ class Assembly:
             cols=camera.cols,
             t_ns=0,
         )
+
+    def _describe_link(self) -> str:
+        if self.link is None:
+            return "off"
+        stats = self.link.stats
+        return stats.problem or ("connected" if stats.connected else "calling")
 
     def _receive(self, message: Message) -> None:
         self.desk.receive(message)

@@ -17,6 +17,7 @@ from onboard import config as config_file
 from onboard.assembly import Assembly
 from onboard.frame import Frame, Source
 from onboard.sources import open_source
+from onboard.worker import STATUS_BUG
 
 _log = logging.getLogger(__name__)
 
@@ -29,6 +30,8 @@ class Slot:
 
     def __init__(self) -> None:
         self.replaced = 0
+        self.problem = ""
+        """Why no frames come at present; empty while they do."""
         self._ready = threading.Condition()
         self._frame: Frame | None = None
         self._ended = False
@@ -64,13 +67,13 @@ class Slot:
 def capture(uri: str, slot: Slot, stop: threading.Event) -> None:
     """Fill the slot from a source, opened again where it fails, with frames numbered through."""
     index = 0
-    problem = ""
     while not stop.is_set():
+        problem = f"{uri}: the camera ended"
         try:
             source = open_source(uri)
             try:
                 for frame in _until(source, stop):
-                    problem = ""
+                    slot.problem = ""
                     slot.put(
                         Frame(index=index, t_ns=frame.t_ns, name=frame.name, image=frame.image, pose=frame.pose),
                         not source.live,
@@ -82,22 +85,32 @@ def capture(uri: str, slot: Slot, stop: threading.Event) -> None:
             finally:
                 source.close()
         except SourceError as error:
-            if str(error) != problem:
-                problem = str(error)
-                _log.error("%s (trying again every %g s)", error, RETRY_S)
-            stop.wait(RETRY_S)
+            problem = str(error)
+        except Exception as error:  # noqa: BLE001 - the boundary of the thread: without it the flight would starve in silence
+            problem = f"{uri}: a fault of this program: {error!r}"
+        if problem != slot.problem and not stop.is_set():
+            _log.error("%s (trying again every %g s)", problem, RETRY_S)
+        slot.problem = problem
+        stop.wait(RETRY_S)
     slot.end()
 
 
 def _until(source: Source, stop: threading.Event) -> Iterator[Frame]:
     told = 0
-    for frame in source.frames():
-        for skipped in source.skipped[told:]:
-            _log.warning("frame %s cannot be read: %s", skipped.name, skipped.reason)
-        told = len(source.skipped)
-        yield frame
-        if stop.is_set():
-            return
+    try:
+        for frame in source.frames():
+            told = _tell(source, told)
+            yield frame
+            if stop.is_set():
+                return
+    finally:
+        _tell(source, told)
+
+
+def _tell(source: Source, told: int) -> int:
+    for skipped in source.skipped[told:]:
+        _log.warning("frame %s cannot be read: %s", skipped.name, skipped.reason)
+    return len(source.skipped)
 
 
 def fly(path: Path, stop: threading.Event) -> None:
@@ -108,9 +121,17 @@ def fly(path: Path, stop: threading.Event) -> None:
         thread = threading.Thread(target=capture, args=(config.camera.source, slot, stop), name="capture", daemon=True)
         thread.start()
         _log.info("ready: model %s", assembly.desk.model.hash[:16])
+        problem = ""
+        assembly.desk.told["camera"] = lambda: slot.problem or problem or "frames come"
         for frame in slot.take(stop):
             assembly.flight.dropped = slot.replaced
-            assembly.flight.step(frame)
+            try:
+                assembly.flight.step(frame)
+                problem = ""
+            except SourceError as error:  # one frame that is too small must not end a flight
+                if str(error) != problem:
+                    _log.error("frame %s is left out: %s", frame.name, error)
+                problem = str(error)
         stop.set()
         thread.join(timeout=2 * RETRY_S)
 
@@ -129,6 +150,9 @@ def main(argv: list[str] | None = None) -> int:
     except HadanetError as error:
         sys.stderr.write(f"onboard: {error}\n")
         return 1
+    except Exception:  # noqa: BLE001 - the boundary of the process: Python itself would end with the status of a mistake
+        _log.exception("a fault of this program")
+        return STATUS_BUG
     return 0
 
 

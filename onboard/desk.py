@@ -10,6 +10,7 @@ import os
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -24,15 +25,19 @@ from models.errors import ArtifactError, DeltaError, HadanetError
 from models.model import Model
 from onboard.labels import LabelLog
 from onboard.learner import HISTORY_FRAMES, Observation
-from onboard.worker import Head, Ready, Work, learner_address
+from onboard.worker import SAVE_EVERY_FRAMES, Head, Ready, Work, learner_address
 
 _log = logging.getLogger(__name__)
 
 MAX_QUESTIONS = 4096
 """Questions that wait for the disk, at most; more are not asked, and counted."""
+KEPT_FRAMES = HISTORY_FRAMES + SAVE_EVERY_FRAMES
+"""Frames kept for the learner: one that was killed is given again what it saw before its last saved state."""
 POLL_MS = 100
 STATUS_EVERY_S = 2.0
 STATUS_FILE = "status.json"
+CONTROL_FILE = "control"
+"""Holds the last freeze, resume or anchor: a restart must not undo what an operator commanded."""
 LEARNER_SILENCE_S = 5.0
 
 
@@ -52,7 +57,10 @@ class Seen(msgspec.Struct, frozen=True):
 
 
 class Desk:
-    """See the module. `model` is the newest model; the flight reads it between frames."""
+    """See the module. `model` is the newest model; the flight reads it between frames.
+
+    `told` gives the words that others add to status.json, by key: how the link is, how the camera.
+    """
 
     def __init__(self, state: Path, base: Model, cols: int, post: Post) -> None:
         self.model = base
@@ -61,18 +69,21 @@ class Desk:
         self.dropped_frames = self.dropped_questions = 0
         self.deltas: list[int] = []
         self.mirror_hash = ""
+        self.told: dict[str, Callable[[], str]] = {}
         self._base = base
         self._cols = cols
         self._post = post
         self._head_path = state / "head.delta"
+        self._control_path = state / CONTROL_FILE
+        self._problems: dict[str, str] = {}
         self._recall()
         self.log = LabelLog(state / "labels.sqlite")
         self._address = learner_address(state)
         self._status_path = state / STATUS_FILE
-        self._status: Status | None = None
+        self._status = Status(frame=-1, t_ns=0)
         self._told_s = 0.0
         self._changed = threading.Condition()
-        self._history: deque[Seen] = deque(maxlen=HISTORY_FRAMES)
+        self._history: deque[Seen] = deque(maxlen=KEPT_FRAMES)
         self._questions: deque[tuple[Query, bytes, bytes]] = deque()
         self._controls: deque[Control] = deque()
         self._position, self.answers = self.log.last()
@@ -148,6 +159,8 @@ class Desk:
         elif isinstance(message, Control):
             self._controls.append(message)
             self._waker.wake()
+            if message.action != "resync":
+                self._keep(self._control_path, message.action.encode(), sync=True)
         elif isinstance(message, Mirror | Welcome):
             mirrored = message.model_hash if isinstance(message, Mirror) else message.mirror_hash
             with self._changed:
@@ -196,12 +209,14 @@ class Desk:
     def _post_questions(self) -> None:
         while self._questions:
             query, bits, scales = self._questions.popleft()
+            problem = ""
             try:
                 self.log.asked(query, self._cols, bits, scales)
                 self._post.post(query)
             except HadanetError as error:
                 self.dropped_questions += 1
-                _log.warning("a question is lost: %s", error)
+                problem = f"questions are lost: {error}"
+            self._say("questions", problem)
 
     def _take(self, name: bytes, told: Ready) -> None:
         self._heard_s = time.monotonic()
@@ -239,7 +254,8 @@ class Desk:
                 return
             self._taken = max(self._taken, seen.observation.frame)
         labels = [given for given in self.log.since(told.position) if given.position <= seen.position]
-        socket.send_multipart([name, msgspec.msgpack.encode(Work(told.request, seen.observation, labels))])
+        flying = "" if self.frozen else self.model.hash
+        socket.send_multipart([name, msgspec.msgpack.encode(Work(told.request, seen.observation, labels, flying))])
         self._waiting = None
 
     def _control(self, message: Control) -> None:
@@ -258,12 +274,7 @@ class Desk:
         if model.hash == self.model.hash:
             return
         self.model = self._send(self.model, model, frame, labels, reason)
-        partial = self._head_path.with_name(self._head_path.name + ".partial")
-        try:
-            partial.write_bytes(delta.encode(self._base, self.model))
-            partial.replace(self._head_path)
-        except OSError as error:
-            _log.warning("%s: cannot be written: %s", self._head_path, error.strerror)
+        self._keep(self._head_path, delta.encode(self._base, self.model))
 
     def _send(self, old: Model, new: Model, frame: int, labels: int, reason: str) -> Model:
         payload = delta.encode(old, new)
@@ -285,26 +296,65 @@ class Desk:
 
     def _write_status(self) -> None:
         now = time.monotonic()
-        if self._status is None or now - self._told_s < STATUS_EVERY_S:
+        if now - self._told_s < STATUS_EVERY_S:
             return
         self._told_s = now
-        fields = msgspec.structs.asdict(self._status)
-        fields |= {"model_hash": self.model.hash, "pid": os.getpid(), "written_s": time.time()}
-        partial = self._status_path.with_name(self._status_path.name + ".partial")
-        try:
-            partial.write_bytes(msgspec.json.encode(fields))
-            partial.replace(self._status_path)
-        except OSError as error:
-            _log.warning("%s: cannot be written: %s", self._status_path, error.strerror)
+        # learner and updates as of now: without frames nobody else would tell of them
+        fields = msgspec.structs.asdict(self._status) | {
+            "learner": self.learner,
+            "labels": self.answers,
+            "updates": self.updates,
+            "rollbacks": self.rollbacks,
+            "dropped_frames": self.dropped_frames,
+            "dropped_questions": self.dropped_questions,
+            "model_hash": self.model.hash,
+            "mirror_hash": self.mirror_hash,
+            "pid": os.getpid(),
+            "written_s": time.time(),
+        }
+        fields |= {key: tell() for key, tell in self.told.items()}
+        self._keep(self._status_path, msgspec.json.encode(fields))
+
+    # --- on disk -----------------------------------------------------------------------------------------------
 
     def _recall(self) -> None:
-        """The model that flew when this folder was last used, if it is whole; else the base."""
+        """What the operator last commanded, and the model that flew, if it is whole; else the base."""
+        try:
+            action = self._control_path.read_text(errors="replace")
+        except FileNotFoundError:
+            action = ""
+        except OSError as error:
+            _log.warning("%s: cannot be read: %s", self._control_path, error.strerror)
+            action = ""
+        self.frozen = action in ("freeze", "anchor")
+        if action == "anchor":
+            return
         try:
             self.model = delta.apply(self._base, self._head_path.read_bytes())
         except FileNotFoundError:
             pass
         except (OSError, DeltaError, ArtifactError) as error:
             _log.warning("%s: cannot be used (%s); the base model flies", self._head_path, error)
+
+    def _keep(self, path: Path, data: bytes, sync: bool = False) -> None:
+        """Replace a small file as a whole; a disk that refuses is told once, and the flight goes on without."""
+        partial = path.with_name(path.name + ".partial")
+        problem = ""
+        try:
+            with partial.open("wb") as file:
+                file.write(data)
+                file.flush()
+                if sync:
+                    os.fsync(file.fileno())
+            partial.replace(path)
+        except OSError as error:
+            problem = f"{path}: cannot be written: {error.strerror}"
+        self._say(path.name, problem)
+
+    def _say(self, topic: str, problem: str) -> None:
+        if problem and problem != self._problems.get(topic):
+            _log.warning("%s", problem)
+        self._problems[topic] = problem
 
     def close(self) -> None:
         """End the thread and close the log; questions that were handed over are posted first."""

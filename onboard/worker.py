@@ -1,7 +1,8 @@
 """The learner's process: takes work from the flight, gives models back. May be killed at any moment.
 
 It *pulls*: `Ready` says which frame and label it has taken and what came of it, `Work` answers with the next frame
-and the labels that arrived up to it. A `Ready` without an answer is sent again, so either side may restart.
+and the labels that arrived up to it. A `Ready` without an answer is sent again, so either side may restart; and since
+`Work` says which model flies, a head is given again until it does, whichever of the two was killed in between.
 """
 
 import argparse
@@ -40,7 +41,7 @@ class Head(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Ready(msgspec.Struct, frozen=True, array_like=True):
-    """Learner to flight: done with `frame`; `head` if that led to a new model, `why` in words, counters."""
+    """Learner to flight: done with `frame`; `head` if it learned another than flies; `why` in words, counters."""
 
     request: int
     boot: int
@@ -53,11 +54,15 @@ class Ready(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Work(msgspec.Struct, frozen=True, array_like=True):
-    """Flight to learner: answers the request of that number with one frame and the labels up to it."""
+    """Flight to learner: answers the request of that number with one frame and the labels up to it.
+
+    `flying` is the hash of the model in force.
+    """
 
     request: int
     seen: Observation
     labels: list[GivenLabel]
+    flying: str
 
 
 class Setup(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,10 +78,12 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Worker:
-    """A learner with its state file. `work` is one turn; `answer` what to tell of it."""
+    """A learner with its state file. `work` is one turn; `ready` what to tell of it."""
 
     def __init__(self, learner: Learner, path: Path) -> None:
         self.learner = learner
+        self.labels = 0
+        """How many labels the model was learned from; 0 until the first update of this process."""
         self._path = path
         self._saved_frame = -SAVE_EVERY_FRAMES
         self._dirty = False
@@ -96,6 +103,7 @@ class Worker:
         for given in work.labels:
             learner.label(given)
         update = learner.step()
+        self.labels = update.labels if update and update.model else self.labels
         self._dirty = self._dirty or bool(work.labels)
         if self._dirty and work.seen.frame - self._saved_frame >= SAVE_EVERY_FRAMES:
             self._save(work.seen.frame)
@@ -111,13 +119,13 @@ class Worker:
         self._saved_frame, self._dirty = frame, False
 
 
-def ready(request: int, learner: Learner, update: Update | None) -> Ready:
-    """What to tell the flight after a turn."""
-    head = None
-    if update and update.model:
-        tensors = update.model.tensors
+def ready(request: int, worker: Worker, update: Update | None = None, flying: str = "") -> Ready:
+    """What to tell a flight with the model `flying` after a turn; nothing of the model while that is unknown ("")."""
+    learner, head = worker.learner, None
+    if learner.updates and flying not in ("", learner.model.hash):
+        tensors = learner.model.tensors
         weight, bias = tensors["head.weight"].tobytes(), tensors["head.bias"].tobytes()
-        head = Head(weight, bias, update.model.hash, update.labels)
+        head = Head(weight, bias, learner.model.hash, worker.labels)
     why = update.why if update else ""
     return Ready(request, learner.boot, learner.frame, learner.position, head, why, learner.updates, learner.rollbacks)
 
@@ -128,7 +136,7 @@ def serve(worker: Worker, address: str, parent: int) -> None:
     socket.linger = 0
     socket.connect(address)
     decoder = msgspec.msgpack.Decoder(Work)
-    request, told = 1, ready(1, worker.learner, None)
+    request, told = 1, ready(1, worker)
     while os.getppid() == parent:
         socket.send(msgspec.msgpack.encode(told))
         while socket.poll(RETRY_MS):
@@ -136,9 +144,8 @@ def serve(worker: Worker, address: str, parent: int) -> None:
             if work.request == request:
                 update = worker.work(work)
                 request += 1
-                told = ready(request, worker.learner, update)
+                told = ready(request, worker, update, work.flying)
                 break
-        # told again after a silence: with its outcome, so that a flight that restarted does not miss it
     socket.close()
 
 
