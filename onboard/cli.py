@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import os
 import signal
 import sys
 import threading
@@ -15,18 +16,20 @@ from rich.table import Table
 from models.errors import ConfigError, HadanetError
 from onboard import config as config_file
 from onboard import report as reports
-from onboard.assembly import learner_process
+from onboard.assembly import learner_process, make_folder
 from onboard.check import check
 from onboard.config import Config
 from onboard.desk import read_status
 from onboard.supervisor import Process, Supervisor
+from onboard.worker import initial_model
 
 DEFAULT_CONFIG = Path("/etc/hadanet/onboard.toml")
 
 
 def _run(args: argparse.Namespace) -> int:
     config = config_file.load(args.config)
-    state = Path(config.state)
+    state = make_folder(Path(config.state))
+    initial_model(config.model.artifact, config.model.classes)  # a mistake in both children's way is told once, here
     flight = (sys.executable, "-m", "onboard.daemon", str(args.config))
     table = [Process(name="flight", command=flight, needed=True)]
     if config.learn.enabled:
@@ -48,6 +51,10 @@ def _replay(args: argparse.Namespace) -> int:
     replace = msgspec.structs.replace
     config = config_file.load(args.config) if args.config else Config()
     classes = tuple(args.classes.split(",")) if args.classes else config.model.classes
+    if args.letters and not args.truth:
+        raise ConfigError(f"--letters {args.letters}: letters belong to a truth file; give it with --truth")
+    for path in filter(None, (args.report, args.picture)):
+        _writable(path)
     if len(classes) < 2 or len(set(classes)) != len(classes) or not all(classes):
         raise ConfigError(f"--classes {args.classes}: give at least two names, all different, with commas between them")
     config = replace(
@@ -64,6 +71,7 @@ def _replay(args: argparse.Namespace) -> int:
         letters = replay.letters(args.letters) if args.letters else replay.default_letters(classes)
     options = replay.Options(
         source=args.source,
+        classes=classes if args.classes else (),
         truth=args.truth,
         letters=letters,
         label_delay=args.label_delay,
@@ -78,6 +86,16 @@ def _replay(args: argparse.Namespace) -> int:
         reports.draw(report, args.picture)
     reports.show(report, Console())
     return 0
+
+
+def _writable(path: Path) -> None:
+    """Say before a flight, not after it, that its report cannot be kept."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise HadanetError(f"{path}: cannot be written: {error.strerror}; choose another place") from error
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise HadanetError(f"{path}: cannot be written: it is a folder or write-protected; choose another place")
 
 
 def _check(args: argparse.Namespace) -> int:

@@ -17,11 +17,11 @@ from link.codec import decode, encode
 from link.messages import Delta, Label, Message, Query
 from link.mirror import Mirror
 from link.wire import wire_bytes
-from models.errors import ConfigError, HadanetError, TruthError
+from models.errors import ConfigError, HadanetError, SourceError, TruthError
 from models.model import Model
 from onboard.assembly import Assembly, learner_process
 from onboard.config import Config
-from onboard.frame import Frame, Source
+from onboard.frame import Frame, Skipped, Source
 from onboard.operator import Operator, straight, through_station
 from onboard.report import Report, Timeline, percentiles
 from onboard.scores import Scorer
@@ -36,9 +36,13 @@ MIRROR_TIMEOUT_S = 20.0
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """What the command line says. `page`: a station's page, which then carries the answers. `speed` 0: no pacing."""
+    """What the command line says. `page`: a station's page, which then carries the answers. `speed` 0: no pacing.
+
+    `classes` is empty where none were asked for.
+    """
 
     source: str
+    classes: tuple[str, ...] = ()
     truth: Path | None = None
     letters: dict[str, str] = {}
     label_delay: int = 5
@@ -73,6 +77,8 @@ class Loopback:
 
 def run(config: Config, options: Options, progress: Progress | None = None) -> Report:
     """Replay one flight. Raises HadanetError for everything that a user can mend."""
+    if options.page and not config.link.keys:
+        raise ConfigError(f"--page {options.page}: answers go through a station only with the drone's --keys for it")
     with ExitStack() as stack:
         source = open_source(options.source)
         stack.callback(source.close)
@@ -98,6 +104,11 @@ def _with_truth(config: Config, options: Options, source: Source) -> tuple[Confi
         truth = Truth.from_csv(options.truth, options.letters, config.model.classes)
     elif isinstance(source, SimSource):
         truth = source.truth
+        if options.classes and set(options.classes) != set(truth.classes):
+            raise ConfigError(
+                f"--classes {','.join(options.classes)}: the simulated flight has {','.join(truth.classes)}; "
+                "leave --classes out, or give a --truth file"
+            )
         config = replace(config, model=replace(config.model, classes=truth.classes))
     if truth is not None:
         config = replace(config, camera=replace(config.camera, rows=truth.rows, cols=truth.cols))
@@ -163,7 +174,11 @@ class _Replay:
                     raise HadanetError(
                         f"frame {frame.name}: an answer given to the station did not come back up the link"
                     )
-            step = flight.step(frame)
+            try:
+                step = flight.step(frame)
+            except SourceError as error:  # one frame that is too small must not end a flight
+                self.source.skipped.append(Skipped(name=frame.name, reason=str(error)))
+                continue
             if self.operator and self.scorer:
                 self.operator.ask(step.asked, frame)
                 self.scorer.see(frame, step)
