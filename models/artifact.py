@@ -68,7 +68,8 @@ def load(path: Path) -> Model:
         classes = msgspec.json.decode(metadata["classes"], type=tuple[str, ...])
         with safetensors.safe_open(path, framework="numpy") as file:
             model = Model(spec, {name: file.get_tensor(name) for name in file.keys()}, classes)  # noqa: SIM118
-    except (KeyError, msgspec.MsgspecError, safetensors.SafetensorError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, safetensors.SafetensorError, ArtifactError) as error:
+        # TypeError: a dtype that NumPy does not know; ValueError: also all of msgspec's
         raise ArtifactError(f"{path}: damaged: {error}") from error
     if model.hash != metadata.get("hash"):
         raise ArtifactError(f"{path}: the content does not match the hash inside; fetch or train it again")
@@ -76,9 +77,10 @@ def load(path: Path) -> Model:
 
 
 def find(model_hash: str, *folders: Path) -> Model:
-    """The model with this hash among the artifacts of `folders` and of the zoo."""
+    """The model with this hash among the artifacts of `folders` and of the zoo; other files there are passed over."""
     for path in (path for folder in (*folders, ZOO) for path in sorted(folder.glob("*.safetensors"))):
-        if describe(path).get("hash") == model_hash:
-            return load(path)
+        with contextlib.suppress(ArtifactError):
+            if describe(path).get("hash") == model_hash:
+                return load(path)
     places = ", ".join(str(folder) for folder in (*folders, ZOO))
     raise ArtifactError(f"no artifact with hash {model_hash[:16]} in {places}; copy the drone's base model there")

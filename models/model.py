@@ -59,8 +59,10 @@ def head_shapes(spec: NetworkSpec, classes: int) -> dict[str, tuple[str, tuple[i
 
 
 def _frozen(array: Array) -> Array:
-    if array.flags.writeable or not array.flags.c_contiguous:
-        array = np.array(array, order="C")
+    """The array if nobody can write to it, else a copy; in the byte order of this machine."""
+    view = isinstance(array.base, np.ndarray) and array.base.flags.writeable
+    if view or array.flags.writeable or not array.flags.c_contiguous or not array.dtype.isnative:
+        array = np.array(array, array.dtype.newbyteorder("="), order="C")
         array.flags.writeable = False
     return array
 
