@@ -8,26 +8,32 @@ from pathlib import Path
 
 from link.messages import Label, Query, Undo
 from link.store import Store
+from models.errors import LinkError
 from onboard.learner import GivenLabel
 
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS asked (query INTEGER PRIMARY KEY, frame INTEGER NOT NULL, tile INTEGER NOT NULL,"
-    " bits BLOB NOT NULL, scales BLOB NOT NULL) STRICT",
+    " backbone TEXT NOT NULL, bits BLOB NOT NULL, scales BLOB NOT NULL) STRICT",
     "CREATE TABLE IF NOT EXISTS answers (position INTEGER PRIMARY KEY AUTOINCREMENT, id INTEGER NOT NULL,"
     " undo INTEGER NOT NULL, query INTEGER, answer TEXT NOT NULL, UNIQUE (id, undo)) STRICT",
 )
 _PROBES = (
-    "SELECT query, frame, tile, bits, scales FROM asked",
+    "SELECT query, frame, tile, backbone, bits, scales FROM asked",
     "SELECT position, id, undo, query, answer FROM answers",
 )
 
 
 class LabelLog:
-    """Questions and answers in one SQLite file. Methods may be called from any thread. Raises LinkError (disk)."""
+    """Questions and answers in one SQLite file. Methods may be called from any thread. Raises LinkError (disk).
 
-    def __init__(self, path: Path) -> None:
+    `backbone` names what computes the features, such as a hash: those of another one mean nothing to this learner, and
+    their answers come without features.
+    """
+
+    def __init__(self, path: Path, backbone: str = "") -> None:
         self._store = Store(path, schema=_SCHEMA, probes=_PROBES)
         self._lock = threading.Lock()
+        self._backbone = backbone
         self._boot = self._store.boot >> 1  # 31 bits, so that a query id fits the 63 bits of an SQLite integer
 
     @property
@@ -37,9 +43,9 @@ class LabelLog:
 
     def asked(self, query: Query, cols: int, bits: bytes, scales: bytes) -> None:
         """Remember a question and the packed features of its tile."""
-        row = (query.id, query.frame, query.row * cols + query.col, bits, scales)
+        row = (query.id, query.frame, query.row * cols + query.col, self._backbone, bits, scales)
         with self._lock:
-            self._store.execute("INSERT OR IGNORE INTO asked VALUES (?, ?, ?, ?, ?)", row)
+            self._store.execute("INSERT OR IGNORE INTO asked VALUES (?, ?, ?, ?, ?, ?)", row)
             self._store.commit()
 
     def answered(self, message: Label | Undo) -> bool:
@@ -48,6 +54,8 @@ class LabelLog:
             row: tuple[int | str, ...] = (message.id, 0, message.query, message.answer)
         else:
             row = (message.label, 1, 0, "")
+        if any(isinstance(number, int) and not 0 <= number < 2**63 for number in row):
+            raise LinkError(f"an answer with a number beyond 63 bits is refused: {message}")
         sql = "INSERT OR IGNORE INTO answers (id, undo, query, answer) VALUES (?, ?, ?, ?) RETURNING position"
         with self._lock:
             new = bool(self._store.execute(sql, row))
@@ -55,13 +63,13 @@ class LabelLog:
         return new
 
     def since(self, position: int) -> list[GivenLabel]:
-        """Entries after `position`, in order. An answer to a question that this log never asked has no features."""
+        """Entries after `position`, in order. Answers to questions that were never asked here have no features."""
         sql = (
             "SELECT position, id, undo, query, answer, frame, tile, bits, scales FROM answers"
-            " LEFT JOIN asked USING (query) WHERE position > ? ORDER BY position"
+            " LEFT JOIN (SELECT * FROM asked WHERE backbone = ?) USING (query) WHERE position > ? ORDER BY position"
         )
         with self._lock:
-            rows = self._store.execute(sql, (position,))
+            rows = self._store.execute(sql, (self._backbone, position))
         return [self._given(*row) for row in rows]
 
     def _given(
