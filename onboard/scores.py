@@ -64,7 +64,6 @@ class Scorer:
     def scores(self, model: Model, labels_used: int, delay: int) -> Scores:
         """Score all variants. `model` gives network and classes; `labels_used` is how many `frozen` gets."""
         truth = np.stack([numbers for _, numbers in self._steps])
-        values = np.stack([step.features.values() for step, _ in self._steps])
         frames = len(truth)
         tenth = -(-frames // WINDOWS)
         scored = truth >= 0
@@ -77,9 +76,9 @@ class Scorer:
         picked[tuple(places[chosen].T)] = True
         said = {
             "adapted": np.stack([step.result.classes for step, _ in self._steps]).astype(np.intp),
-            "all_labels": self._fit(model, values, truth, truth >= 0).argmax(axis=2),
+            "all_labels": self._fit(model, truth, truth >= 0).argmax(axis=2),
         }
-        frozen = self._fit(model, values, truth, picked)
+        frozen = self._fit(model, truth, picked)
         said["frozen"] = frozen.argmax(axis=2)
         smoother = Smoother(*self._shape)
         smooth = [smoother.step(p, step.motion) for p, (step, _) in zip(frozen, self._steps, strict=True)]
@@ -92,17 +91,16 @@ class Scorer:
             hits={v: _hits(truth, said[v]) for v in VARIANTS},
         )
 
-    def _fit(
-        self, model: Model, values: NDArray[np.float32], truth: NDArray[np.intp], picked: NDArray[np.bool_]
-    ) -> NDArray[np.float32]:
+    def _fit(self, model: Model, truth: NDArray[np.intp], picked: NDArray[np.bool_]) -> NDArray[np.float32]:
         """Probabilities (frames, tiles, classes) of a head fitted on the picked tiles."""
         classes = len(model.classes)
         if len(np.unique(truth[picked])) < 2:
             return np.full((*truth.shape, classes), 1 / classes, np.float32)
-        weight, bias = fit_head(values[picked], truth[picked], np.ones(int(picked.sum())), classes, self._ridge)
+        seen = [step.features for step, _ in self._steps]  # unpacked frame by frame: 32 times larger as floats
+        values = np.concatenate([f.values()[tiles] for f, tiles in zip(seen, picked, strict=True) if tiles.any()])
+        weight, bias = fit_head(values, truth[picked], np.ones(len(values)), classes, self._ridge)
         fitted = model.with_tensors({"head.weight": weight, "head.bias": bias})
-        flat = softmax(head_logits(fitted, values.reshape(-1, values.shape[-1])))
-        return flat.reshape(*truth.shape, classes)
+        return np.stack([softmax(head_logits(fitted, f.values())) for f in seen])
 
 
 _NO_IMAGE = np.zeros((0, 0, 3), np.uint8)
