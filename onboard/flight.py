@@ -78,7 +78,8 @@ class Flight:
         model = self._desk.model  # one immutable model for the whole frame
         cut(frame.image, rows, cols, model.spec.input_size, self._tiles)
         features = self._engine.features(self._tiles)
-        head = softmax(head_logits(model, features.values()))
+        values = features.values()
+        head = softmax(head_logits(model, values))
         inferred = time.perf_counter()
         motion = self._registration.step(frame.image)
         self._path.add(frame.index, motion)
@@ -92,18 +93,18 @@ class Flight:
             confidence=out[np.arange(len(out)), classes],
             class_names=model.classes,
         )
-        asked = self._ask(result, features)
+        asked = self._ask(result, features, values)
         self._hand_over(result, features, motion)
         self.inference_ms.append((inferred - start) * 1e3)
         self.whole_ms.append((time.perf_counter() - start) * 1e3)
         self.frames += 1
         return Step(result, features, head, out, motion, asked)
 
-    def _ask(self, result: FrameResult, features: Features) -> tuple[Query, ...]:
+    def _ask(self, result: FrameResult, features: Features, values: Floats32) -> tuple[Query, ...]:
         frame, ask = result.frame, self._config.ask
         scales = features.scales.astype(np.float16)
         queries = []
-        for tile in self._asker.choose(frame.index, self._path):
+        for tile in self._asker.choose(frame.index, self._path, values):
             self.questions += 1
             row, col = divmod(tile, result.cols)
             query = Query(

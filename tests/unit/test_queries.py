@@ -10,12 +10,17 @@ TILES = ROWS * COLS
 AHEAD = np.array([[1.0, 0, 2], [0, 1, 0], [0, 0, 1]])  # two new columns a frame
 
 
+def looks(frame: int) -> np.ndarray:
+    """Features of a frame's tiles: noise, another in each frame."""
+    return np.random.default_rng(frame).standard_normal((TILES, 16)).astype(np.float32)
+
+
 def fly(asker: Asker, frames: int, motion, reach: int = 64):
     """(frame, tile) of everything asked."""
     path, asked = Path(reach), []
     for frame in range(frames):
         path.add(frame, None if frame == 0 else motion)
-        asked += [(frame, tile) for tile in asker.choose(frame, path)]
+        asked += [(frame, tile) for tile in asker.choose(frame, path, looks(frame))]
     return asked
 
 
@@ -24,7 +29,7 @@ def test_never_more_than_the_share():
         asker, path, count = Asker(share, ROWS, COLS, 0), Path(64), 0
         for frame in range(300):
             path.add(frame, None)  # a cut at each frame: everything is always fresh
-            count += len(asker.choose(frame, path))
+            count += len(asker.choose(frame, path, looks(frame)))
             assert count == int(share * TILES * (frame + 1) + 1e-9)
 
 
@@ -53,7 +58,7 @@ def test_still_ground_runs_out_and_is_asked_again_only_after_a_cut():
     asked = []
     for frame in range(30):
         path.add(frame, None if frame in (0, 20) else np.eye(3))
-        asked.append(asker.choose(frame, path))
+        asked.append(asker.choose(frame, path, looks(frame)))
     before = [tile for tiles in asked[:20] for tile in tiles]
     assert sorted(before) == list(range(TILES))
     assert asked[5:20] == [[]] * 15
@@ -64,13 +69,15 @@ def test_ground_that_overlaps_by_less_than_a_third_is_fresh():
     for overlap in (0.05, 0.29, 0.31, 0.75, 1.0):
         asker, path = Asker(1.0, 1, 2, 0), Path(64)
         path.add(0, None)
-        assert sorted(asker.choose(0, path)) == [0, 1]
+        assert sorted(asker.choose(0, path, looks(0)[:2])) == [0, 1]
         # column 0 shows what lay this share within column 1, and beyond
         path.add(1, np.array([[1.0, 0, 2 - overlap], [0, 1, 0], [0, 0, 1]]))
-        assert (0 in asker.choose(1, path)) == (overlap < 0.3)
+        assert (0 in asker.choose(1, path, looks(1)[:2])) == (overlap < 0.3)
 
 
-def test_every_fresh_tile_is_equally_likely():
+def test_questions_at_random_are_equally_likely_for_every_fresh_tile(monkeypatch):
+    monkeypatch.setattr(Asker, "TYPICAL_FIRST", 0)
+    monkeypatch.setattr(Asker, "TYPICAL_SHARE", 0.0)
     counts = np.zeros(TILES)
     for seed in range(1200):
         (_, tile), *_ = fly(Asker(1 / TILES, ROWS, COLS, seed), 1, None)
@@ -78,3 +85,17 @@ def test_every_fresh_tile_is_equally_likely():
     chi2 = ((counts - 25) ** 2 / 25).sum()
     print(f"chi squared of 1200 first questions over {TILES} tiles: {chi2:.0f} (99.9% lie below 86)")
     assert chi2 < 86
+
+
+def test_the_first_questions_show_every_common_look_once_and_no_outlier_first():
+    """Five looks of eight to nine tiles each, and five tiles that are like nothing else."""
+    kinds = np.eye(16, dtype=np.float32)
+    noise = np.random.default_rng(0).standard_normal((TILES, 16)).astype(np.float32) * 0.05
+    kind = np.arange(TILES) % 5
+    values = kinds[kind] + noise
+    values[-5:] = np.eye(16, dtype=np.float32)[10:15]
+    path = Path(64)
+    path.add(0, None)
+    chosen = Asker(5 / TILES, ROWS, COLS, 0).choose(0, path, values)
+    assert sorted(kind[chosen]) == [0, 1, 2, 3, 4]
+    assert max(chosen) < TILES - 5
