@@ -6,6 +6,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from models.errors import HadanetError
@@ -80,7 +81,7 @@ def write(report: Report, path: Path) -> None:
 def show(report: Report, console: Console) -> None:
     """Print the report as tables."""
     if report.accuracy and report.macro_f1 and report.windows:
-        table = Table(title=f"{report.source}: {report.labels_used} labels for {report.tiles} tiles")
+        table = Table(title=f"{escape(report.source)}: {report.labels_used} labels for {report.tiles} tiles")
         table.add_column("variant")
         for name in ("accuracy", "macro F1", "worst tenth"):
             table.add_column(name, justify="right")
@@ -106,33 +107,31 @@ def show(report: Report, console: Console) -> None:
         facts.add_row(name, value)
     console.print(facts)
     for line in report.frames_skipped[:10]:
-        console.print(f"unreadable: {line}", style="yellow")
+        console.print(f"unreadable: {line}", style="yellow", markup=False)
 
 
 def draw(report: Report, path: Path) -> None:
     """A picture of the flight: accuracy of the variants, labels as ticks, bytes sent. Raises HadanetError."""
     try:
-        import matplotlib
+        from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
         raise HadanetError("the picture needs matplotlib: pip install 'hadanet-uav[plot]'") from error
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
     line = report.timeline
-    figure, (top, bottom) = pyplot.subplots(
-        2, 1, figsize=(10, 6), height_ratios=(3, 1), sharex=True, layout="constrained"
-    )
+    figure = Figure(figsize=(10, 6), layout="constrained")
+    top, bottom = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
     for variant in ("all_labels", "frozen", "smoothed", "adapted"):
         if pairs := line.hits.get(variant):
             right, known = np.array(pairs, np.float64).T
-            window = np.ones(SMOOTH_FRAMES)
-            share = np.convolve(right, window, "same") / np.maximum(1, np.convolve(known, window, "same"))
+            window = np.ones(min(SMOOTH_FRAMES, len(pairs)))
+            right, known = np.convolve(right, window, "same"), np.convolve(known, window, "same")
+            share = np.where(known > 0, right / np.maximum(1, known), np.nan)
             width = 2.4 if variant == "adapted" else 1.4
             label = f"{variant.replace('_', ' ')}  F1 {report.macro_f1[variant]:.2f}" if report.macro_f1 else variant
             top.plot(line.frames, share, color=COLOURS[variant], lw=width, label=label)
-    top.plot(line.labels, np.full(len(line.labels), 0.01), "|", color="#333333", ms=10, label="a label arrives")
-    top.set(ylim=(0, 1.02), ylabel="tiles right")
-    top.legend(loc="lower right", ncols=3, fontsize=9, frameon=False)
+    top.plot(line.labels, np.full(len(line.labels), -0.05), "|", color="#333333", ms=9, label="a label arrives")
+    top.set(ylim=(-0.1, 1.02), ylabel="tiles right")
+    top.yaxis.set_major_formatter("{x:.0%}")
+    top.set_yticks(np.linspace(0, 1, 6))
     top.set_title(
         f"{report.labels_used} labels for {report.tiles} tiles; "
         f"model {report.model_hash[:8]}, mirror {'equal' if report.mirror_hash == report.model_hash else 'DIFFERS'}",
@@ -141,12 +140,14 @@ def draw(report: Report, path: Path) -> None:
     bottom.fill_between(line.frames, np.array(line.bytes_up) / 1000, color="#4a78c2", alpha=0.35, lw=0)
     bottom.plot(line.frames, np.array(line.bytes_up) / 1000, color="#4a78c2", lw=1.4)
     bottom.set(xlabel="frame", ylabel="kB sent up", ylim=(0, None))
+    figure.legend(*top.get_legend_handles_labels(), loc="outside upper center", ncols=5, fontsize=9, frameon=False)
     for axes in (top, bottom):
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=110)
     except OSError as error:
         raise HadanetError(f"{path}: the picture cannot be written: {error.strerror}") from error
-    finally:
-        pyplot.close(figure)
+    except ValueError as error:
+        raise HadanetError(f"{path}: the picture cannot be written: {error}; let its name end in .png") from error
