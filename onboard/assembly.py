@@ -104,8 +104,7 @@ class Assembly:
         if self.recorder:
             self.recorder.close()
         if self.link:
-            patience_s = FLUSH_S if error is None and self.link.stats.connected else 0.0
-            if not self.link.flush(patience_s):
+            if error is None and not self.link.flush(FLUSH_S if self.link.stats.connected else 0.0):
                 _log.warning("%d messages wait in the outbox for the station", self.link.stats.pending)
             self.link.close()
 

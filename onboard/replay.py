@@ -31,6 +31,8 @@ from onboard.supervisor import Supervisor
 from onboard.truth import Truth
 
 LEARNER_TIMEOUT_S = 60.0
+LOOK_S = 1.0
+"""How often to look whether there is a learner to wait for."""
 ANSWER_TIMEOUT_S = 20.0
 MIRROR_TIMEOUT_S = 20.0
 
@@ -137,7 +139,7 @@ class _Replay:
             self.operator = Operator(truth, options.label_delay, self._deliverer())
         self.learner: Supervisor | None = None
         if config.learn.enabled:
-            self.learner = Supervisor([learner_process(config, assembly.state)])
+            self.learner = Supervisor([msgspec.structs.replace(learner_process(config, assembly.state), needed=True)])
             self.learner.start()
             stack.callback(self.learner.close)
 
@@ -182,8 +184,8 @@ class _Replay:
             if self.operator and self.scorer:
                 self.operator.ask(step.asked, frame)
                 self.scorer.see(frame, step)
-            if self.learner and not desk.wait(frame.index, LEARNER_TIMEOUT_S):
-                raise HadanetError(f"frame {frame.name}: the learner gave no sign for {LEARNER_TIMEOUT_S:.0f} s")
+            if self.learner:
+                self._await(self.learner, frame)
             self.timeline.frames.append(frame.index)
             self.timeline.bytes_up.append(self._bytes()[0])
             right = f", {self.scorer.recently():.0%} right" if self.scorer else ""
@@ -192,6 +194,15 @@ class _Replay:
             reasons = "; ".join(f"{s.name}: {s.reason}" for s in self.source.skipped[:3])
             raise HadanetError(f"{self.source.uri}: no frame could be read ({reasons or 'it holds none'})")
         return self._report(time.monotonic() - started)
+
+    def _await(self, learner: Supervisor, frame: Frame) -> None:
+        """Wait until the learner is done with a frame; one that was killed is started again meanwhile."""
+        desk, deadline = self.assembly.desk, time.monotonic() + LEARNER_TIMEOUT_S
+        status = learner.wait(lambda: desk.wait(frame.index, LOOK_S) or time.monotonic() > deadline)
+        if not desk.wait(frame.index, 0.0):
+            if time.monotonic() > deadline:
+                raise HadanetError(f"frame {frame.name}: the learner gave no sign for {LEARNER_TIMEOUT_S:.0f} s")
+            raise HadanetError(f"frame {frame.name}: the learner ended with status {status}; its own words stand above")
 
     def _pace(self, frame: Frame, first_ns: int, started: float) -> None:
         if self.options.speed > 0:
