@@ -6,10 +6,14 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
+
 from link.keys import DroneKeys
+from models.engine import Engine
 from models.errors import HadanetError, SourceError
 from onboard import config as config_file
 from onboard.config import Config
+from onboard.grid import cut
 from onboard.sources import open_source
 from onboard.worker import initial_model
 
@@ -43,6 +47,7 @@ def check(path: Path) -> Iterator[tuple[str, bool, str]]:
 
 def _model(config: Config) -> str:
     model = initial_model(config.model.artifact, config.model.classes)
+    Engine(model)  # raises where this network cannot be computed on board
     return f"{model.spec.name}, {len(model.classes)} classes, {model.hash[:16]}"
 
 
@@ -52,6 +57,8 @@ def _camera(config: Config) -> str:
         frame = next(iter(source.frames()), None)
         if frame is None:
             raise SourceError(f"{config.camera.source}: gives no frame")
+        rows, cols = config.camera.rows, config.camera.cols
+        cut(frame.image, rows, cols, 1, np.zeros((rows * cols, 1, 1, 3), np.uint8))  # raises where the grid is too fine
         height, width = frame.image.shape[:2]
         return f"{config.camera.source}, {width} x {height}"
     finally:
