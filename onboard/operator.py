@@ -1,5 +1,6 @@
 """A simulated operator for replays: answers the daemon's own questions from the truth, late."""
 
+import http.client
 import json
 import time
 import urllib.error
@@ -64,15 +65,17 @@ def through_station(page: str, drone: str) -> Deliver:
         body = json.dumps({"drone": drone, "query": str(query.id), "answer": answer}).encode()
         deadline = time.monotonic() + HTTP_TIMEOUT_S
         while True:
-            request = urllib.request.Request(url, body, {"Content-Type": "application/json"}, method="POST")
             try:
+                request = urllib.request.Request(url, body, {"Content-Type": "application/json"}, method="POST")
                 with urllib.request.urlopen(request, timeout=HTTP_TIMEOUT_S):
                     return
             except urllib.error.HTTPError as error:
                 if error.code != NOT_FOUND or time.monotonic() > deadline:
                     text = error.read(500).decode(errors="replace")
                     raise LinkError(f"{url}: the station refused an answer: {text}") from error
-            except OSError as error:
+            except ValueError as error:
+                raise LinkError(f"{url}: not an address of a page ({error}); give one like http://host:8080") from error
+            except (OSError, http.client.HTTPException) as error:
                 raise LinkError(f"{url}: no answer ({error}); is `ground serve` running?") from error
             time.sleep(RETRY_S)
 
