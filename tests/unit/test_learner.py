@@ -151,14 +151,14 @@ def test_the_same_calls_give_the_same_models(base):
     hashes = []
     for _ in range(2):
         scene, learner, run = Scene(seed=3), learner_of(base, holdout=8), []
-        for _ in range(60):
+        for _ in range(40):
             seen = scene.observation()
             learner.observe(seen)
             update = take(learner, scene.label_seen(seen, scene.frame % TILES, scene.frame % 3))
             run.append(update and update.model and update.model.hash)
         hashes.append(run)
     assert hashes[0] == hashes[1]
-    assert len(set(hashes[0])) > 30
+    assert len(set(hashes[0])) > 20
 
 
 def test_inputs_are_not_changed(base):
@@ -252,7 +252,7 @@ def fly(base, labels, undone=(), **changed):
     return learner
 
 
-@pytest.mark.parametrize("count", [8, 40, 90])
+@pytest.mark.parametrize("count", [8, 30, 60])
 @pytest.mark.parametrize("holdout", [0, 4, 16])
 def test_an_undone_label_leaves_no_trace(base, count, holdout):
     """Bit for bit as if it had never been: the head, its hash, and the memory, full (per_class 20) or not."""

@@ -252,7 +252,7 @@ def test_cuts_and_flips_are_artifact_errors(saved):
     seen = 0
     about = data[:header].decode("latin-1").index
     harmless = range(about("__metadata__"), header)  # texts about the model, and the padding of the header
-    for at in (*range(40), *range(40, header, 3), *range(header, len(data), 31)):
+    for at in (*range(40), *range(40, header, 5), *range(header, len(data), 61)):
         flipped = bytearray(data)
         flipped[at] ^= 1 << at % 8
         saved.write_bytes(flipped)
@@ -261,7 +261,7 @@ def test_cuts_and_flips_are_artifact_errors(saved):
         else:
             assert at in harmless
     print(f"{seen} flips refused")
-    assert seen > 200
+    assert seen > 150
     saved.write_bytes(data + b"\0")
     with pytest.raises(ArtifactError):
         artifact.load(saved)
