@@ -6,6 +6,7 @@ import re
 import select
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -13,6 +14,7 @@ import urllib.request
 from ground.cli import main
 from link.drone import DroneLink
 from link.keys import DroneKeys
+from link.messages import Welcome
 from models import artifact
 from tests.ground_flight import flight, hello, learned, small_model, step
 
@@ -97,14 +99,21 @@ class Drone:
         self.base = ground.base
         self.model = learned(self.base, 1)
         self.heard = queue.SimpleQueue()
-        self.link = DroneLink(self.keys, self.folder, self._hello, self.heard.put)
+        self.welcomed = threading.Event()
+        self.link = DroneLink(self.keys, self.folder, self._hello, self._hear)
         self.link.start()
 
     def _hello(self):
         return hello(self.base, self.model)
 
+    def _hear(self, message):
+        self.heard.put(message)
+        if isinstance(message, Welcome):
+            self.welcomed.set()
+
     def fly(self, frames=9):
         """Send the first delta and the messages of `frames` frames; all reliable ones have arrived on return."""
+        assert self.welcomed.wait(WAIT_S)  # before that, casual messages are dropped
         self.link.post(step(self.base, self.model, 0))
         for messages in flight(frames, model_hash=bytes.fromhex(self.model.hash)):
             for message in messages:
