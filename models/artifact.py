@@ -74,13 +74,3 @@ def load(path: Path) -> Model:
     if model.hash != metadata.get("hash"):
         raise ArtifactError(f"{path}: the content does not match the hash inside; fetch or train it again")
     return model
-
-
-def find(model_hash: str, *folders: Path) -> Model:
-    """The model with this hash among the artifacts of `folders` and of the zoo; other files there are passed over."""
-    for path in (path for folder in (*folders, ZOO) for path in sorted(folder.glob("*.safetensors"))):
-        with contextlib.suppress(ArtifactError):
-            if describe(path).get("hash") == model_hash:
-                return load(path)
-    places = ", ".join(str(folder) for folder in (*folders, ZOO))
-    raise ArtifactError(f"no artifact with hash {model_hash[:16]} in {places}; copy the drone's base model there")

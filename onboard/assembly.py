@@ -84,6 +84,8 @@ class Assembly:
         self.desk = Desk(state, self.base, config.camera.cols, self.post)
         self.desk.told["link"] = self._describe_link
         self.recorder = self._recorder()
+        if self.recorder:
+            self.desk.record = self._record
         self.flight = Flight(config, self.base, self.desk, self.post, self.recorder)
 
     @property
@@ -131,6 +133,10 @@ class Assembly:
         except RecorderError as error:
             _log.error("no recording: %s", error)
             return None
+
+    def _record(self, message: Message) -> None:
+        if self.recorder:
+            self.recorder.message(f"/hadanet/{type(message).__name__.lower()}", message)
 
     def _hello(self) -> Hello:
         camera = self.config.camera

@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 import zmq
 
-from link.messages import Control, Delta, Label, Message, Mirror, Query, Status, Undo, Welcome
+from link.messages import Control, Delta, Label, Message, Mirror, Query, Reliable, Status, Undo, Welcome
 from link.wire import Waker
 from models import delta
 from models.errors import ArtifactError, DeltaError, HadanetError
@@ -59,7 +59,8 @@ class Seen(msgspec.Struct, frozen=True):
 class Desk:
     """See the module. `model` is the newest model; the flight reads it between frames.
 
-    `told` gives the words that others add to status.json, by key: how the link is, how the camera.
+    `told` gives the words that others add to status.json, by key: how the link is, how the camera. `record` is called
+    with every reliable message that crosses, from the thread that it crosses in.
     """
 
     def __init__(self, state: Path, base: Model, cols: int, post: Post) -> None:
@@ -70,6 +71,7 @@ class Desk:
         self.deltas: list[int] = []
         self.mirror_hash = ""
         self.told: dict[str, Callable[[], str]] = {}
+        self.record: Callable[[Message], None] = lambda message: None
         self._base = base
         self._cols = cols
         self._post = post
@@ -77,7 +79,7 @@ class Desk:
         self._control_path = state / CONTROL_FILE
         self._problems: dict[str, str] = {}
         self._recall()
-        self.log = LabelLog(state / "labels.sqlite")
+        self.log = LabelLog(state / "labels.sqlite", base.with_classes(("features",)).hash)
         self._address = learner_address(state)
         self._status_path = state / STATUS_FILE
         self._status = Status(frame=-1, t_ns=0)
@@ -150,6 +152,8 @@ class Desk:
 
     def receive(self, message: Message) -> None:
         """Take a message from the ground; what is reliable is on disk, or done, when this returns."""
+        if isinstance(message, Reliable):
+            self.record(message)
         if isinstance(message, Label | Undo):
             new = self.log.answered(message)
             with self._changed:
@@ -212,7 +216,7 @@ class Desk:
             problem = ""
             try:
                 self.log.asked(query, self._cols, bits, scales)
-                self._post.post(query)
+                self._up(query)
             except HadanetError as error:
                 self.dropped_questions += 1
                 problem = f"questions are lost: {error}"
@@ -282,7 +286,7 @@ class Desk:
         if applied.hash != new.hash:
             raise DeltaError("the delta codec lost something: this is a bug, the model stays as it is")
         self.deltas.append(len(payload))
-        self._post.post(
+        self._up(
             Delta(
                 parent=bytes.fromhex(old.hash),
                 result=bytes.fromhex(new.hash),
@@ -293,6 +297,10 @@ class Desk:
             )
         )
         return applied
+
+    def _up(self, message: Query | Delta) -> None:
+        self._post.post(message)
+        self.record(message)
 
     def _write_status(self) -> None:
         now = time.monotonic()

@@ -13,6 +13,8 @@ REMEMBERED = 256
 """Questions that are remembered, so that neither their ground nor their like is asked about again."""
 SAME_GROUND = 0.3
 """A tile that overlaps an asked patch by more than this share shows the same ground."""
+MAX_SAVED = 8
+"""Questions that may be saved up while there is no fresh ground, so that an operator is not flooded afterwards."""
 RECENT_FRAMES = 8
 NEIGHBOURS = 40
 """A tile is typical by its mean similarity to so many tiles of the recent frames."""
@@ -40,6 +42,7 @@ class Asker:
         self._recent: deque[Floats32] = deque(maxlen=RECENT_FRAMES)
         self._tiles = 0
         self._count = 0
+        self._forgone = 0
 
     def choose(self, frame: int, path: Path, values: Floats32) -> list[int]:
         """Tiles of this frame to ask about now; `path` must know the frame, `values` (tiles, F) are its features."""
@@ -48,7 +51,7 @@ class Asker:
         unit = (values / np.where(length > 0, length, 1)).astype(np.float32)
         self._recent.append(unit)
         self._tiles += rows * cols
-        wanted = int(self._share * self._tiles + 1e-9) - self._count
+        wanted = int(self._share * self._tiles + 1e-9) - self._count - self._forgone
         if wanted <= 0:
             return []
         left = [int(tile) for tile in np.flatnonzero(self._fresh(frame, path))]
@@ -64,6 +67,7 @@ class Asker:
             self._asked.append((frame, tile))
             self._like.append(unit[tile])
             self._count += 1
+        self._forgone += max(0, wanted - len(chosen) - MAX_SAVED)
         return chosen
 
     def _density(self, unit: Floats32) -> Floats32:

@@ -142,14 +142,15 @@ class Recorder:
         self._newest_t_ns = t_ns
         self._put("frames", result.frame.image.nbytes, write)
 
-    def message(self, topic: str, message: Message, t_ns: int) -> None:
-        """Record one of the link's messages as it crosses, for example on `/hadanet/label`."""
+    def message(self, topic: str, message: Message, t_ns: int | None = None) -> None:
+        """Record one of the link's messages as it crosses, for example on `/hadanet/label`; without a time as `log`."""
+        when = self._when(t_ns)
         size = sum(len(field) for field in msgspec.structs.astuple(message) if isinstance(field, bytes))
-        self._put("messages", size, lambda file: file.add(topic, message, t_ns))
+        self._put("messages", size, lambda file: file.add(topic, message, when))
 
     def log(self, level: str, text: str, t_ns: int | None = None) -> None:
         """Record a line on `/log`. Without a time it gets the newest frame's, or the clock's before the first frame."""
-        when = t_ns if t_ns is not None else self._newest_t_ns if self._newest_t_ns is not None else time.time_ns()
+        when = self._when(t_ns)
         self._put("messages", len(text), lambda file: file.add("/log", foxglove.log(level, text, when), when))
 
     def close(self) -> None:
@@ -160,6 +161,9 @@ class Recorder:
         self._thread.join(CLOSE_S)
         if self._thread.is_alive():
             self._stop(f"recording was not finished within {CLOSE_S:.0f} s: the disk under {self._folder} hangs")
+
+    def _when(self, t_ns: int | None) -> int:
+        return t_ns if t_ns is not None else self._newest_t_ns if self._newest_t_ns is not None else time.time_ns()
 
     def _put(self, kind: str, size: int, write: Callable[[McapFile], None]) -> None:
         queue = self._frames if kind == "frames" else self._messages

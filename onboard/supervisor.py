@@ -1,6 +1,7 @@
 """Starts the daemon's processes, watches them, and starts again what ended; one declarative table says which."""
 
 import logging
+import os
 import subprocess
 import threading
 import time
@@ -23,6 +24,11 @@ class Process(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     command: tuple[str, ...]
     needed: bool = False
+
+
+def _environment() -> dict[str, str]:
+    """Ours, but linear algebra on one thread: the others belong to the flight."""
+    return {"OPENBLAS_NUM_THREADS": "1", **os.environ}
 
 
 class _Child:
@@ -89,7 +95,7 @@ class Supervisor:
     def _spawn(self, child: _Child) -> None:
         child.starts.append(time.monotonic())
         try:
-            child.popen = subprocess.Popen(child.process.command, stdin=subprocess.DEVNULL)
+            child.popen = subprocess.Popen(child.process.command, stdin=subprocess.DEVNULL, env=_environment())
         except OSError as error:  # no memory, no process left: it may pass
             child.popen = None
             _log.error("%s cannot be started: %s", child.process.name, error)
