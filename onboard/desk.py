@@ -156,9 +156,12 @@ class Desk:
             self.record(message)
         if isinstance(message, Label | Undo):
             new = self.log.answered(message)
+            position, _ = (
+                self.log.last()
+            )  # before the lock: the flight takes it for each frame and must not wait for a disk
             with self._changed:
                 self.answers += new
-                self._position = self.log.last()[0]
+                self._position = position
                 self._changed.notify_all()
         elif isinstance(message, Control):
             self._controls.append(message)
