@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Self
 
 import msgspec
+import zmq
 
 from link.drone import DroneLink
 from link.keys import DroneKeys
@@ -45,7 +46,12 @@ def learner_process(config: Config, state: Path) -> Process:
 
 
 def make_folder(state: Path) -> Path:
-    """The state folder, made if missing. Raises HadanetError where it cannot be written to."""
+    """The state folder, made if missing. Raises HadanetError where it cannot be written to, or has too long a name."""
+    if len(os.fsencode(learner_address(state).removeprefix("ipc://"))) > zmq.IPC_PATH_MAX_LEN:
+        raise HadanetError(
+            f"{state}: the path is too long for a socket in this folder ({zmq.IPC_PATH_MAX_LEN} bytes with its name); "
+            "set a shorter `state`"
+        )
     try:
         state.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=state):
