@@ -141,7 +141,7 @@ def test_commands(world):
     world.command("freeze")
     frozen = world.daemon.until(lambda s: s["learner"] == "frozen")
     world.operator.answer(4, world.daemon)
-    world.daemon.until(lambda s: s["labels"] == len(world.operator.accepted) and s["frame"] > frozen["frame"] + 16)
+    world.daemon.until(lambda s: s["labels"] == len(world.operator.accepted) and s["frame"] > frozen["frame"] + 8)
     assert world.daemon.status()["model_hash"] == frozen["model_hash"]
 
     world.command("resume")
@@ -154,7 +154,7 @@ def test_commands(world):
     anchored = world.daemon.until(lambda s: s["model_hash"] == base)
     world.operator.answer(4, world.daemon)
     os.kill(anchored["pid"], signal.SIGKILL)  # a command outlives the process
-    after = world.daemon.until(lambda s: s["pid"] != anchored["pid"] and s["frame"] > 16)
+    after = world.daemon.until(lambda s: s["pid"] != anchored["pid"] and s["frame"] > 8)
     assert (after["learner"], after["model_hash"], world.converged()["mirror_hash"]) == ("frozen", base, base)
 
     world.command("resume")
@@ -180,8 +180,8 @@ def test_a_station_that_lost_its_database(world):
     (database,) = world.ground.data.glob("station.db")
     database.unlink()
     world.ground.start()
-    world.daemon.until(lambda s: s["link"] == "connected")
-    assert world.ground.until(lambda d: d["connected"])["labels"] == 0
+    until(lambda: world.ground.get("/api/state")["drones"], world.daemon.err.read_text)
+    assert world.ground.drone()["labels"] == 0
     world.command("resync")
     world.ground.until(lambda d: d["mirror_equal"] and d["mirror_hash"] != d["base_hash"])
     world.operator.answer(2, world.daemon)
