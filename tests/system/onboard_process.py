@@ -112,7 +112,7 @@ class Daemon:
         except HadanetError:
             return {}
 
-    def until(self, condition):
+    def until(self, condition, timeout_s=WAIT_S):
         """The status, once `condition(status)` holds; a KeyError means not yet."""
 
         def holds():
@@ -122,4 +122,4 @@ class Daemon:
             except KeyError:
                 return None
 
-        return until(holds, lambda: f"{self.status()}\n{self.err.read_text()}")
+        return until(holds, lambda: f"{self.status()}\n{self.err.read_text()}", timeout_s)
