@@ -8,8 +8,11 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
+
 from models.errors import HadanetError
 from onboard.desk import read_status
+from onboard.learner import State
 
 ROOT = Path(__file__).parents[2]
 WAIT_S = 60.0
@@ -67,6 +70,11 @@ class Replay:
 
     def learner(self):
         return child(self.process.pid, "onboard.worker")
+
+    def saved_labels(self):
+        """How many answers its learner has taken, as its state on disk says."""
+        path = self.folder / "state" / "learner.msgpack"
+        return msgspec.msgpack.decode(path.read_bytes(), type=State).position if path.exists() else 0
 
 
 class Daemon:

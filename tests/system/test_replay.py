@@ -18,8 +18,8 @@ from tests.system.onboard_process import ROOT, Replay, call, until
 
 FRAMES = 32
 LONG = "sim://?seed=4&frames=120&rows=3&cols=4&width=320&height=240"
-KILLS = (4, 40, KEPT_FRAMES + 8)
-"""Frames of that flight after which its learner is killed; by the last, what it learned first is only in its state."""
+KILLS = (1, 12, 30)
+"""Answers after which its learner is killed; at the last, frames of the first are no longer kept by the flight."""
 SOURCE = f"sim://?seed=3&frames={FRAMES}"
 SPEED = 4
 FIXED_KEYS = {
@@ -99,8 +99,9 @@ def test_a_recording_holds_every_frame(flown):
 def test_a_learner_that_is_killed_again_and_again(tmp_path):
     whole = Replay(tmp_path / "whole", LONG)
     killed = Replay(tmp_path / "killed", LONG, "--speed", "4")
-    for frame in KILLS:
-        until(lambda frame=frame: killed.frame() > frame, killed.err.read_text)
+    assert KILLS[-1] > 0.03 * 12 * KEPT_FRAMES
+    for count in KILLS:
+        until(lambda count=count: killed.saved_labels() >= count, killed.err.read_text)
         pid = until(killed.learner, killed.err.read_text)
         assert killed.process.poll() is None
         os.kill(pid, signal.SIGKILL)
