@@ -61,7 +61,8 @@ class Replay:
         self.err = folder / "err.txt"
         with self.err.open("w") as err:
             command = onboard("replay", source, "--report", self.report_path, "--state", folder / "state", *args)
-            self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=err)
+            environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}  # several fly at once: threads that spin slow all
+            self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=err, env=environment)
 
     def end(self):
         """Its report, once it has ended well."""
