@@ -229,6 +229,11 @@ class Desk:
         self._heard_s = time.monotonic()
         frame = told.frame if told.boot == self.log.boot else -1
         self._waiting = (name, told)
+        if told.position > self.log.last()[0]:
+            self.log.start_after(told.position)
+            position, _ = self.log.last()
+            with self._changed:
+                self._position = position
         if frame <= self._done:
             return
         try:

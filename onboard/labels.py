@@ -97,6 +97,19 @@ class LabelLog:
             position, count = self._store.execute("SELECT ifnull(max(position), 0), count(*) FROM answers")[0]
         return position, count
 
+    def start_after(self, position: int) -> None:
+        """Number all entries, those there and those to come, beyond `position`, which must lie behind them all.
+
+        For a log that took the place of a damaged one: the learner has counted further already.
+        """
+        with self._lock:
+            self._store.execute("UPDATE answers SET position = position + ?", (position,))
+            self._store.execute("DELETE FROM sqlite_sequence WHERE name = 'answers'")
+            self._store.execute(
+                "INSERT INTO sqlite_sequence SELECT 'answers', ifnull(max(position), ?) FROM answers", (position,)
+            )
+            self._store.commit()
+
     def close(self) -> None:
         """Close the file."""
         with self._lock:

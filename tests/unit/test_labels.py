@@ -208,3 +208,15 @@ def test_one_process_at_a_time(tmp_path):
     with pytest.raises(LinkError, match="in use by another process"):
         LabelLog(tmp_path / "labels.sqlite")
     log.close()
+
+
+@pytest.mark.parametrize("before", [0, 3])
+def test_a_log_that_replaced_a_damaged_one_counts_on_from_the_learner(log, before):
+    for number in range(before):
+        log.answered(Label(id=number + 1, query=1, answer="road"))
+    log.start_after(500)
+    log.answered(Label(id=50, query=1, answer="trees"))
+    assert [(g.position, g.id) for g in log.since(500)] == [(501 + i, i + 1) for i in range(before)] + [
+        (501 + before, 50)
+    ]
+    assert log.last() == (501 + before, before + 1)
