@@ -7,11 +7,11 @@ from llvmlite import binding
 from numba.core import config
 
 from models.errors import HadanetError
-from models.simd import x86
+from models.simd import arm, x86
 from models.simd.backend import Backend
 from models.simd.portable import PORTABLE
 
-BACKENDS: tuple[Backend, ...] = (*x86.BACKENDS, PORTABLE)
+BACKENDS: tuple[Backend, ...] = (*x86.BACKENDS, *arm.BACKENDS, PORTABLE)
 """Best first; the portable one needs nothing."""
 
 
@@ -19,7 +19,7 @@ def features() -> set[str]:
     """LLVM's names of what Numba may use of this CPU; none where NUMBA_CPU_NAME makes it compile for another one."""
     if config.CPU_NAME:  # type: ignore[attr-defined]
         return set()
-    return {name for name, there in binding.get_host_cpu_features().items() if there}
+    return {name for name, there in binding.get_host_cpu_features().items() if there} | arm.features()
 
 
 def choose(
