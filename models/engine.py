@@ -134,7 +134,7 @@ class Engine:
             for i, (block, own) in enumerate(zip(self._blocks, buffers.blocks, strict=True)):
                 x = block.run(x, own)
                 if i in self.model.spec.taps:
-                    kernels.pool_moments(x, block.out_size**2, POOL_EPSILON, column, out)
+                    kernels.pool_moments(x, block.channels, block.out_size**2, POOL_EPSILON, column, out)
                     column += 2 * block.channels
         finally:
             self._buffers.put(buffers)

@@ -1,8 +1,13 @@
 """Vectors for kernels: `values` is what a kernel says, a `Backend` is how an instruction set does it."""
 
+from models.simd import lowering  # noqa: F401  what it teaches Numba holds from here on
 from models.simd.backend import Backend
 from models.simd.choice import BACKEND, BACKENDS, choose
 from models.simd.values import (
+    WORD_BITS,
+    Index,
+    Rows,
+    Value,
     as_floats,
     broadcast_floats,
     broadcast_words,
@@ -10,20 +15,28 @@ from models.simd.values import (
     load_bytes,
     load_floats,
     load_ints,
+    load_rows,
+    load_word,
     multiply_add,
     no_floats,
     popcount,
+    prelu,
     settle,
     shift,
+    sign_bits,
     start,
-    store_floats,
+    store_rows,
     take,
 )
 
 __all__ = [
     "BACKEND",
     "BACKENDS",
+    "WORD_BITS",
     "Backend",
+    "Index",
+    "Rows",
+    "Value",
     "as_floats",
     "broadcast_floats",
     "broadcast_words",
@@ -32,12 +45,16 @@ __all__ = [
     "load_bytes",
     "load_floats",
     "load_ints",
+    "load_rows",
+    "load_word",
     "multiply_add",
     "no_floats",
     "popcount",
+    "prelu",
     "settle",
     "shift",
+    "sign_bits",
     "start",
-    "store_floats",
+    "store_rows",
     "take",
 ]

@@ -38,6 +38,11 @@ class Backend:
         return self.bytes // 4
 
     @property
+    def width(self) -> int:
+        """Output channels of one pass: the lanes of all columns."""
+        return self.columns * self.lanes
+
+    @property
     def byte_vector(self) -> ir.Type:
         """<bytes x i8>."""
         return ir.VectorType(I8, self.bytes)

@@ -16,7 +16,7 @@ class Avx512(Backend):
     name = "avx512"
     bytes = 64
     requires = frozenset({"avx512f", "avx512bw", "avx512vl", "avx512bitalg", "avx512vnni"})
-    rows, columns = 12, 2
+    rows, columns = 10, 2
 
     def popcount(self, builder: ir.IRBuilder, x: Any) -> Any:
         """As `Backend.popcount`."""
@@ -36,7 +36,7 @@ class Avx2(Backend):
     name = "avx2"
     bytes = 32
     requires = frozenset({"avx2", "fma"})
-    rows, columns = 4, 1
+    rows, columns = 4, 2
     steps = 16
 
     @property
@@ -93,7 +93,7 @@ class AvxVnni(Avx2):
 
 
 def _vpdpbusd(own: Backend, builder: ir.IRBuilder, name: str, counter: Any, unsigned: Any, signed: Any) -> Any:
-    """The instruction under its first LLVM signature, bytes in 32-bit lanes, which newer versions understand as well."""
+    """The instruction under its first LLVM signature, bytes in 32-bit lanes, which newer versions understand too."""
     sums = own.sums
     bytes_ = (builder.bitcast(x, sums) for x in (unsigned, signed))
     return builder.call(declare(builder, name, sums, sums, sums, sums), [counter, *bytes_])

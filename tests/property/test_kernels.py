@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from models import kernels
 from models.network import Block
-from models.plan import BlockPlan, binary_weights
+from models.plan import BlockPlan, binary_weights, padded
 from tests import reference
 
 BETAS_W = [0, 1, 3, 8, 12, 16, 24, 32, 48]
@@ -33,8 +33,10 @@ def run(block, x, tensors):
     n, size, _, c_in = x.shape
     plan = BlockPlan(block, c_in, size, tensors)
     buffers = plan.buffers(n + 1)
-    plan.run(np.full((n * size * size, c_in), 7.0, np.float32), buffers)  # what was there before does not matter
-    out = plan.run(np.ascontiguousarray(x.reshape(-1, c_in)), buffers)
+    wide = np.full((n * size * size, padded(c_in)), 7.0, np.float32)  # what the padding holds does not matter
+    plan.run(wide, buffers)  # nor what was there before
+    wide[:, :c_in] = x.reshape(-1, c_in)
+    out = plan.run(wide, buffers)[:, : block.channels]
     return out.reshape(n, plan.out_size, plan.out_size, block.channels)
 
 
@@ -82,7 +84,9 @@ def test_counters_do_not_overflow(beta_w):
 
 def test_scales_beyond_seven_bits_are_refused():
     with pytest.raises(ValueError, match="up to 127, not 128"):
-        binary_weights(np.zeros((1, 2), np.uint8), np.full((1, 1), 128, np.uint8), 16, 1, 16, 0, 4)
+        binary_weights(
+            np.zeros((1, 2), np.uint8), np.full((1, 1), 128, np.uint8), np.zeros(16, np.float32), 1, 16, 0, 4
+        )
 
 
 def test_activation_scales_follow_their_groups():
