@@ -61,9 +61,12 @@ class ArmTree(NamedTuple):
         return [*self.host("usr/bin/qemu-aarch64"), "-L", str(root), "-cpu", cpu, f"{root}/usr/bin/python{ARM_PYTHON}"]
 
     def environment(self) -> dict[str, str]:
-        """For `python`: this process's environment without what concerns its own Python; our wheels are found."""
+        """For `python`: this process's environment without what concerns its own Python; our wheels are found.
+
+        Bytecode goes into the folder: without it each start takes seconds more.
+        """
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
-        return kept | {"PYTHONPATH": f"{self.folder}/wheels:{ROOT}", "PYTHONDONTWRITEBYTECODE": "1"}
+        return kept | {"PYTHONPATH": f"{self.folder}/wheels:{ROOT}", "PYTHONPYCACHEPREFIX": f"{self.folder}/pycache"}
 
 
 def default_folder() -> Path:
@@ -74,7 +77,8 @@ def default_folder() -> Path:
 
 def contents() -> str:
     """A hash of what belongs into the folder: another one means that it has to be made again."""
-    return hashlib.sha256(Path(__file__).read_bytes() + LOCK.read_bytes()).hexdigest()
+    named = repr((RELEASE, HOST_PACKAGES, ARM_PACKAGES, WHEELS, PLATFORMS))
+    return hashlib.sha256(named.encode() + LOCK.read_bytes()).hexdigest()
 
 
 def find(folder: Path | None = None) -> ArmTree:

@@ -1,0 +1,63 @@
+"""Binary blocks whose results are integers and quarters: computed on this processor, as lists that JSON holds.
+
+A command too: it prints what the Arm Python computed, with the machine and the backend that it did it on.
+"""
+
+import json
+import platform
+
+import numpy as np
+
+from models.kernels import MAX_Q
+from models.network import Block
+from models.plan import BlockPlan, padded
+from models.simd import BACKEND
+from tests import reference
+
+CASES = (
+    (Block(channels=40, beta_w=16), 64, 4, 2),
+    (Block(channels=17, stride=2, beta_w=12, beta_a=5), 37, 4, 1),
+    (Block(channels=70, kernel=1, beta_w=0, beta_a=32), 96, 3, 1),
+    (Block(channels=5, kernel=5, beta_w=8, beta_a=16), 33, 3, 1),
+)
+LONG = (Block(channels=20, kernel=1, beta_w=8), 1300, 2, 1)
+"""The largest scales, every sign different, more words than a 16-bit counter can hold."""
+
+
+def inputs(i):
+    """Block, x of +1 and -1, and tensors that scale nothing, of case `i`; the last one is LONG."""
+    rng = np.random.default_rng(i)
+    block, c_in, size, n = (*CASES, LONG)[i]
+    x = rng.choice(np.array([-1, 1]), (n, size, size, c_in))
+    tensors = reference.random_block(rng, block, c_in)
+    one, zero = np.ones(block.channels, np.float32), np.zeros(block.channels, np.float32)
+    tensors |= {"s": one, "scale": one, "shift": zero, "slope": one, "in_shift": np.zeros(c_in, np.float32)}
+    if i == len(CASES):
+        x = np.full_like(x, -1)
+        tensors |= {"bits": np.zeros_like(tensors["bits"]), "q": np.full_like(tensors["q"], MAX_Q)}
+    return block, x, tensors
+
+
+def expected(i):
+    """What case `i` has to give, by the slow reference."""
+    block, x, tensors = inputs(i)
+    n, size, _, c_in = x.shape
+    weight = reference.integer_weight(tensors["bits"], tensors["q"], block.kernel**2 * c_in, block.beta_w)
+    want = reference.convolve(x, weight, block.kernel, block.stride)
+    short = x if block.stride == 1 else x.reshape(n, size // 2, 2, size // 2, 2, c_in).mean(axis=(2, 4))
+    return (want + short[..., [o % c_in for o in range(block.channels)]]).ravel().tolist()
+
+
+def computed(i):
+    """Case `i` by the kernels of this processor."""
+    block, x, tensors = inputs(i)
+    n, size, _, c_in = x.shape
+    plan = BlockPlan(block, c_in, size, tensors)
+    wide = np.zeros((n * size * size, padded(c_in)), np.float32)
+    wide[:, :c_in] = x.reshape(-1, c_in)
+    return plan.run(wide, plan.buffers(n))[:, : block.channels].ravel().tolist()
+
+
+if __name__ == "__main__":
+    results = [computed(i) for i in range(len(CASES) + 1)]
+    print(json.dumps({"machine": platform.machine(), "backend": BACKEND.name, "results": results}))
