@@ -41,13 +41,14 @@ class NeonDot(Backend):
 class Neon(NeonDot):
     """`cnt`, and `umlal` into 16-bit counters.
 
-    A counter is what was settled, and what was not: each byte of a vector has a 16-bit lane; steps * 8 * 254 < 2**16.
+    A counter is what was settled, and what was not: each byte of a vector has a 16-bit lane. Two of them are added
+    before they are widened, so steps * 2 * 8 * 254 < 2**16.
     """
 
     name = "neon"
     requires = frozenset({"neon"})
     rows, columns = 4, 2
-    steps = 32
+    steps = 16
 
     @property
     def counter(self) -> ir.Type:
@@ -72,10 +73,10 @@ class Neon(NeonDot):
 
     def settle(self, builder: ir.IRBuilder, counter: Any) -> Any:
         """As `Backend.settle`."""
-        settled, *open_ = (builder.extract_value(counter, i) for i in range(3))
-        widen = declare(builder, "llvm.aarch64.neon.uaddlp.v4i32.v8i16", self.sums, open_[0].type)
-        pairs = declare(builder, "llvm.aarch64.neon.addp.v4i32", self.sums, self.sums, self.sums)
-        fours = builder.call(pairs, [builder.call(widen, [part]) for part in open_])
+        settled, low, high = (builder.extract_value(counter, i) for i in range(3))
+        pairs = declare(builder, "llvm.aarch64.neon.addp.v8i16", low.type, low.type, low.type)
+        widen = declare(builder, "llvm.aarch64.neon.uaddlp.v4i32.v8i16", self.sums, low.type)
+        fours = builder.call(widen, [builder.call(pairs, [low, high])])
         return self.start(builder, builder.add(settled, fours))
 
     def total(self, builder: ir.IRBuilder, counter: Any) -> Any:

@@ -42,7 +42,8 @@ def test_the_dot_product_is_chosen_where_it_is_there():
 
 
 def test_counters_of_sixteen_bits_do_not_overflow():
-    assert Neon.steps * LARGEST < 2**16 <= (Neon.steps + 1) * LARGEST
+    """Two of them are added before they are widened."""
+    assert 2 * Neon.steps * LARGEST < 2**16 <= 2 * (Neon.steps + 1) * LARGEST
 
 
 def counted(loop):
