@@ -24,7 +24,7 @@ from benchmarks.float_graph import IR_VERSION, OPSET, session
 from benchmarks.timing import race
 from models import kernels, plan
 from models.jit import kernel
-from models.kernels import FIRST, LAST, PANEL, ROW_NUMBERS, ROWS, STEPS, WIDTH, BinaryWeights, Floats, Window, Words
+from models.kernels import PANEL, ROW_NUMBERS, ROWS, STEPS, WIDTH, BinaryWeights, Floats, Packing, Window, Words
 from models.network import Block
 from models.simd import BACKEND, Value
 from models.simd import values as v
@@ -38,6 +38,8 @@ SQUARES = (64, 128, 256, 512, 1024, 2048, 4096)
 LAYERS = ((56, 64), (28, 128), (14, 256), (7, 512))
 BETA_W = 16
 TURNS = 21
+NOTHING = np.zeros((1, 0), np.uint32), np.zeros((1, 0), np.float32)
+"""Words and scales of no following block."""
 LARGE = 1e10
 """Products of more operations than this are repeated less often."""
 
@@ -69,27 +71,27 @@ def scaled_product(a: Words, scales: Floats, numbers: NDArray[np.uint64], w: Bin
         for tile in range(np.uint64(w.steps.shape[0])):
             for p in range(panel, min(panel + PANEL, len(numbers)), ROWS):
                 rows = v.take(numbers, p, ROW_NUMBERS)
-                v.store_rows(kernels.binary_sums(a, scales, rows, tile, w), out, rows, tile * WIDTH)
+                y = kernels.binary_sums(a.reshape(-1), scales.reshape(-1), v.scale(rows, a.shape[1]), rows, tile, w)
+                v.store_rows(y, out, rows, tile * WIDTH)
 
 
 @kernel()
 def plain_product(
     a: Words, scales: Floats, numbers: NDArray[np.uint64], bits: NDArray[np.uint8], w: BinaryWeights, out: Floats
 ) -> None:
-    """As `scaled_product`, but bits (T, S, 4 * width) are counted without scales."""
+    """As `scaled_product` with one activation scale per row, but bits (T, S, 4 * width) are counted without scales."""
+    zero, length = np.uint64(0), np.uint64(bits.shape[1])
     for panel in range(0, len(numbers), PANEL):
         for tile in range(np.uint64(bits.shape[0])):
             for p in range(panel, min(panel + PANEL, len(numbers)), ROWS):
                 rows = v.take(numbers, p, ROW_NUMBERS)
-                y = v.no_floats(rows)
-                for r in range(np.uint64(w.runs.shape[0])):
-                    n = v.start(v.load_ints(w.base, tile, r), rows)
-                    first, last = w.runs[r, FIRST], w.runs[r, LAST]
-                    for part in range(first, last, STEPS):
-                        for k in range(part, min(part + STEPS, last)):
-                            n = agree(n, v.broadcast_words(a, rows, k) ^ v.load_bytes(bits, tile, k))
-                        n = v.settle(n)
-                    y = v.multiply_add(v.broadcast_floats(scales, rows, np.uint64(0)), v.as_floats(n), y)
+                places = v.scale(rows, a.shape[1])
+                n = v.start(v.load_ints(w.base, tile, zero), rows)
+                for part in range(zero, length, STEPS):
+                    for k in range(part, min(part + STEPS, length)):
+                        n = agree(n, v.broadcast_words(a.reshape(-1), places, k) ^ v.load_bytes(bits, tile, k))
+                    n = v.settle(n)
+                y = v.multiply_add(v.broadcast_floats(scales, rows, zero), v.as_floats(n), v.no_floats(rows))
                 v.store_rows(y, out, rows, tile * WIDTH)
 
 
@@ -112,6 +114,7 @@ class Product(NamedTuple):
     words: Words
     scales: Floats
     window: Window
+    packing: Packing
     weights: BinaryWeights
     affine: Floats
     shortcut: Floats
@@ -121,7 +124,10 @@ class Product(NamedTuple):
 
     def run(self) -> None:
         """The kernel that flies."""
-        kernels.binary_block(self.words, self.scales, self.window, self.weights, self.shortcut, self.affine, self.out)
+        kernels.binary_block(
+            *(self.words, self.scales, self.window, self.weights, self.shortcut, self.affine, self.out),
+            *(self.packing, *NOTHING),
+        )
 
 
 def product(m: int, n: int, k: int, beta_w: int = BETA_W, beta_a: int = 0) -> Product:
@@ -130,20 +136,19 @@ def product(m: int, n: int, k: int, beta_w: int = BETA_W, beta_a: int = 0) -> Pr
     bits = rng.integers(0, 256, (n, k // 8), np.uint8)
     q = rng.integers(1, kernels.MAX_Q + 1, (n, -(-k // beta_w)), np.uint8)
     s = rng.uniform(0.5, 1.5, n).astype(np.float32) / np.float32(64 * k**0.5)
-    packing, weights = plan.binary_weights(bits, q, np.zeros(k, np.float32), 1, beta_w, beta_a, width=m)
+    numbers = np.arange(m, dtype=np.uint64)
+    window = Window(numbers, numbers, numbers, m, m)
+    packing, weights = plan.binary_weights(bits, q, np.zeros(k, np.float32), 1, beta_w, beta_a, window)
     x = np.zeros((m, plan.padded(k)), np.float32)
     x[:, :k] = rng.normal(size=(m, k))
     words, scales = np.zeros((m, len(packing.mask)), np.uint32), np.zeros((m, -(-k // packing.beta)), np.float32)
-    numbers = np.arange(m, dtype=np.uint64)
-    kernels.pack_activations(x, packing, 1, Window(numbers, numbers, 1, 1, 0), words, scales)
+    kernels.pack_activations(x, packing, words, scales)
     out = plan.aligned((m, plan.padded(n)), np.float32)
     a = np.where(x[:, :k] < 0, -1, 1) * np.repeat(scales, packing.beta, axis=1)[:, :k]
     w = (1 - 2.0 * np.unpackbits(bits, axis=1, bitorder="little")) * np.repeat(q, beta_w, axis=1)[:, :k] * s[:, None]
     affine = plan.affine(s, np.zeros(n), np.ones(n))
-    window = Window(numbers, numbers, m, m, 0)
-    return Product(
-        words, scales, window, weights, affine, np.zeros_like(out), out, a.astype(np.float32), w.astype(np.float32)
-    )
+    a, w = a.astype(np.float32), w.astype(np.float32)
+    return Product(words, scales, window, packing, weights, affine, np.zeros_like(out), out, a, w)
 
 
 def onnx_call(
@@ -264,7 +269,7 @@ def square(m: int, turns: int) -> dict[str, object]:
 
 
 def layer(size: int, channels: int, turns: int) -> dict[str, object]:
-    """A 3x3 convolution of ResNet-18 over one image: ours from floats to floats."""
+    """A 3x3 convolution of ResNet-18 over one image: ours writes floats, and packs them for the next layer."""
     rng = np.random.default_rng(0)
     k = 9 * channels
     tensors: dict[str, NDArray[Any]] = {
@@ -274,8 +279,9 @@ def layer(size: int, channels: int, turns: int) -> dict[str, object]:
         **{name: rng.uniform(0.5, 1.5, channels) for name in ("s", "scale", "shift", "slope")},
     }
     own = plan.BlockPlan(Block(channels=channels, beta_w=BETA_W), channels, size, tensors)
-    buffers = own.buffers(1)
+    buffers, following = own.buffers(1), own.buffers(1)
     x = rng.normal(size=(size * size, channels)).astype(np.float32)
+    own.pack(x, buffers)
     image = np.ascontiguousarray(x.T.reshape(1, channels, size, size))
     w = rng.normal(size=(channels, channels, 3, 3)).astype(np.float32)
     w8, x8 = rng.integers(-127, 128, w.shape, np.int8), rng.integers(0, 256, image.shape, np.uint8)
@@ -291,7 +297,7 @@ def layer(size: int, channels: int, turns: int) -> dict[str, object]:
     }
     seconds = race(
         {
-            "ours": lambda: own.run(x, buffers),
+            "ours": lambda: own.run(x, buffers, (own, following)),
             "float": onnx_call({"x": image}, "Conv", {"w": w}, TensorProto.FLOAT, order=["x", "w"], pads=[1] * 4),
             "int8": onnx_call({"x": x8}, "QLinearConv", scale, TensorProto.UINT8, order=["x", *scale], pads=[1] * 4),
         },

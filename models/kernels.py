@@ -18,10 +18,13 @@ from numpy.typing import NDArray
 from models.jit import kernel
 from models.simd import (
     BACKEND,
+    UNLIMITED,
     WORD_BITS,
     Index,
     Rows,
     Value,
+    absolute,
+    add_up,
     as_floats,
     broadcast_floats,
     broadcast_words,
@@ -35,6 +38,7 @@ from models.simd import (
     no_floats,
     popcount,
     prelu,
+    scale,
     settle,
     shift,
     sign_bits,
@@ -46,16 +50,18 @@ from models.simd import (
 MAX_Q = 127
 ROWS = BACKEND.rows
 """Output pixels that one pass over the weights serves."""
-PANEL = 10 * ROWS
+PANEL = 20 * ROWS
 """Output pixels that meet all weights before the next ones do: a tile of weights stays in the cache meanwhile."""
 
-WIDTH, WORD, STEPS = np.uint64(BACKEND.width), np.uint64(WORD_BITS), np.uint64(BACKEND.steps)
+WIDTH, STEPS, WORD_LENGTH = np.uint64(BACKEND.width), np.uint64(BACKEND.steps), np.uint64(WORD_BITS)
+LIMITED = BACKEND.steps != UNLIMITED
 ROW_NUMBERS = tuple(range(ROWS))
 ONE, TWO = np.uint64(1), np.uint64(2)
-OFFSET, GROUP, SOURCE, FIRST, LAST = (np.uint64(i) for i in range(5))  # columns of BinaryWeights.runs
+WORD, GROUP, COUNT, LENGTH = (np.uint64(i) for i in range(4))  # columns of BinaryWeights.spans
 GAIN, SHIFT, SLOPE = (np.uint64(i) for i in range(3))
 
 Floats = NDArray[np.float32]
+Bytes = NDArray[np.uint8]
 Words = NDArray[np.uint32]
 Indices = NDArray[np.uint64]
 
@@ -63,26 +69,29 @@ Indices = NDArray[np.uint64]
 class Window(NamedTuple):
     """Where a convolution reads: padded images as flat pixels.
 
-    starts: (P,) first pixel of the window of each output pixel; numbers: (P,) 0, 1, 2, ...; image_pixels: pixels of
-    a padded image; width, border: row length and border of a padded image.
+    starts: (P,) first pixel of the window of each output pixel; numbers: (P,) 0, 1, 2, ...; inside: where each pixel of
+    the image without its border stands; image_pixels: pixels of a padded image; width: its row length.
     """
 
     starts: Indices
     numbers: Indices
+    inside: Indices
     image_pixels: int
     width: int
-    border: int
 
 
 class Packing(NamedTuple):
-    """How a pixel's floats become words: words[i] = signs of the 32 channels from source[i] on, under mask[i].
+    """How a feature map becomes words: words[i] = signs of the 32 channels from source[i] on, under mask[i].
 
-    shift: (1, padded channels), added before; channels: the real ones; beta: how many of them share a scale.
+    shift: (1, padded channels), added before; channels: the real ones; beta: how many of them share a scale;
+    inside, image_pixels: where the pixels go, as in the window of the convolution that reads them.
     """
 
     shift: Floats
     source: Indices
     mask: Words
+    inside: Indices
+    image_pixels: int
     channels: int
     beta: int
 
@@ -91,60 +100,109 @@ class BinaryWeights(NamedTuple):
     """Weights of a binary convolution: T tiles of `BACKEND.width` output channels (padded), S steps and R runs.
 
     steps: uint8 (T, 2 * S, 4 * width), the inverted sign bits of a step, then twice the scale of each of its bytes;
-    runs: (R, 5) pixel offset, activation group, first packed word, first and last + 1 step; base: int32 (T, R, width)
-    minus the sum of all scales.
+    spans: (., 4) runs of equal length in one tap: their first packed word and activation scale, counted from the
+    window's first pixel, how many runs, and steps of each;
+    base: int32 (T, R, width) minus the sum of all scales.
     """
 
-    steps: NDArray[np.uint8]
-    runs: Indices
+    steps: Bytes
+    spans: Indices
     base: NDArray[np.int32]
 
 
-@kernel(
-    forceinline=True, fastmath={"reassoc"}
-)  # order of a sum of terms that are all positive: costs a rounding, no more
-def _mean_abs(x: Floats, row: np.uint64, in_shift: Floats, first: np.uint64, last: np.uint64) -> np.float32:
-    total = np.float32(0)
-    for c in range(first, last):
-        total += abs(x[row, c] + in_shift[np.uint64(0), c])
-    return total / np.float32(last - first)
+@kernel(forceinline=True)
+def _pack(
+    x: Floats, origin: Index, packing: Packing, first: Index, last: Index, target: Index, words: Words, scales: Floats
+) -> None:
+    """Binarize pixels first .. last - 1 of an image (eq. 3, 4) that begins at `origin` of x and `target` of words.
+
+    One function with all loops: per pixel, a call of another one would count references of its arrays.
+    """
+    in_shift, source, mask, inside = packing.shift, packing.source, packing.mask, packing.inside
+    channels, beta = np.uint64(packing.channels), np.uint64(packing.beta)
+    for i in range(first, last):
+        p, to = origin + i, target + inside[i]
+        for g in range(np.uint64(scales.shape[1])):
+            begin, end = g * beta, min(g * beta + beta, channels)
+            if begin % WORD_LENGTH == 0 and end % WORD_LENGTH == 0:
+                parts = absolute(load_word(x, p, begin) + load_word(in_shift, 0, begin))
+                for c in range(begin + WORD_LENGTH, end, WORD_LENGTH):
+                    parts = parts + absolute(load_word(x, p, c) + load_word(in_shift, 0, c))
+                total = add_up(parts)
+            else:
+                total = np.float32(0)
+                for c in range(begin, end):
+                    total += abs(x[p, c] + in_shift[np.uint64(0), c])
+            scales[to, g] = total / np.float32(end - begin)
+        for w in range(np.uint64(words.shape[1])):
+            c = source[w]
+            words[to, w] = sign_bits(load_word(x, p, c) + load_word(in_shift, 0, c)) & mask[w]
 
 
 @kernel()
-def pack_activations(x: Floats, packing: Packing, size: int, window: Window, words: Words, scales: Floats) -> None:
-    """Binarize x + shift (eq. 3, 4): x (N * size * size, padded C) -> words (padded pixels, W), scales (.., G).
+def pack_activations(x: Floats, packing: Packing, words: Words, scales: Floats) -> None:
+    """Binarize a feature map: x (N * P, padded C) -> words (padded pixels, W), scales (padded pixels, G).
 
     The borders of `words` and `scales` are not written.
     """
-    channels, beta = np.uint64(packing.channels), np.uint64(packing.beta)
-    side, border = np.uint64(size), np.uint64(window.border)
-    for line in range(np.uint64(x.shape[0]) // side):
-        image, y = line // side, line % side
-        begin = image * np.uint64(window.image_pixels) + (y + border) * np.uint64(window.width) + border
-        for column in range(side):
-            p, target = line * side + column, begin + column
-            for g in range(np.uint64(scales.shape[1])):
-                first = g * beta
-                scales[target, g] = _mean_abs(x, p, packing.shift, first, min(first + beta, channels))
-            for i in range(np.uint64(words.shape[1])):
-                c = packing.source[i]
-                words[target, i] = sign_bits(load_word(x, p, c) + load_word(packing.shift, 0, c)) & packing.mask[i]
+    per_image = np.uint64(len(packing.inside))
+    for image in range(np.uint64(x.shape[0]) // per_image):
+        target = image * np.uint64(packing.image_pixels)
+        _pack(x, image * per_image, packing, np.uint64(0), per_image, target, words, scales)
 
 
 @kernel(forceinline=True)
-def binary_sums(words: Words, scales: Floats, pixels: Rows, tile: Index, w: BinaryWeights) -> Value:
-    """Eq. 7 for the windows that start at `pixels`, without s: floats, a row for each, the channels of one tile."""
-    y = no_floats(pixels)
-    for r in range(np.uint64(w.runs.shape[0])):
-        here = shift(pixels, w.runs[r, OFFSET])
-        n = start(load_ints(w.base, tile, r), pixels)
-        source, first, last = w.runs[r, SOURCE], w.runs[r, FIRST], w.runs[r, LAST]
-        for part in range(first, last, STEPS):
-            for k in range(part, min(part + STEPS, last)):
-                agree = broadcast_words(words, here, source + (k - first)) ^ load_bytes(w.steps, tile, TWO * k)
-                n = dot(n, popcount(agree), load_bytes(w.steps, tile, TWO * k + ONE))
-            n = settle(n)
-        y = multiply_add(broadcast_floats(scales, here, w.runs[r, GROUP]), as_floats(n), y)
+def _step(n: Value, words: Words, places: Rows, at: Index, tile: Index, k: Index, steps: Bytes) -> Value:
+    """The counters after step k, whose words stand at places + at."""
+    agree = broadcast_words(words, places, at) ^ load_bytes(steps, tile, TWO * k)
+    return dot(n, popcount(agree), load_bytes(steps, tile, TWO * k + ONE))
+
+
+@kernel(forceinline=True)
+def _steps(
+    n: Value, words: Words, places: Rows, at: Index, tile: Index, first: Index, last: Index, steps: Bytes
+) -> Value:
+    """The counters after steps first .. last - 1, whose words stand at places + at, + at + 1, ..."""
+    for k in range(first, last):
+        n = _step(n, words, places, at + (k - first), tile, k, steps)
+    return n
+
+
+@kernel(forceinline=True)
+def _run(
+    n: Value, words: Words, places: Rows, at: Index, tile: Index, first: Index, length: Index, steps: Bytes
+) -> Value:
+    """The counters after a run, settled. One or two steps without a loop: their counters need no registers to stay."""
+    if length == ONE:
+        return settle(_step(n, words, places, at, tile, first, steps))
+    if length == TWO:
+        n = _step(n, words, places, at, tile, first, steps)
+        return settle(_step(n, words, places, at + ONE, tile, first + ONE, steps))
+    if LIMITED:
+        for part in range(np.uint64(0), length, STEPS):
+            end = min(part + STEPS, length)
+            n = settle(_steps(n, words, places, at + part, tile, first + part, first + end, steps))
+        return n
+    return _steps(n, words, places, at, tile, first, first + length, steps)
+
+
+@kernel(forceinline=True)
+def binary_sums(words: Words, scales: Floats, places: Rows, groups: Rows, tile: Index, w: BinaryWeights) -> Value:
+    """Eq. 7 for some windows, without s: floats, a row for each window, the channels of one tile.
+
+    places, groups: where the first pixels of the windows stand in the flat words and scales.
+    """
+    y = no_floats(places)
+    run = np.uint64(0)
+    step = np.uint64(0)
+    for s in range(np.uint64(w.spans.shape[0])):
+        at, group, count, length = w.spans[s, WORD], w.spans[s, GROUP], w.spans[s, COUNT], w.spans[s, LENGTH]
+        for i in range(count):
+            n = start(load_ints(w.base, tile, run + i), places)
+            n = _run(n, words, places, at + i * length, tile, step + i * length, length, w.steps)
+            y = multiply_add(broadcast_floats(scales, groups, group + i), as_floats(n), y)
+        run += count
+        step += count * length
     return y
 
 
@@ -157,24 +215,34 @@ def binary_block(
     shortcut: Floats,
     affine: Floats,
     out: Floats,
+    following: Packing,
+    next_words: Words,
+    next_scales: Floats,
 ) -> None:
     """A whole block after packing: out (N * P, padded Cout) = prelu(gain * sums + shift + shortcut, slope).
 
     shortcut: (N * P, C), its channels repeated where it has fewer than `out`; affine: (3, T, width) gain, shift, slope.
+    What was written is packed for the `following` block while it is in the cache; not so where next_words is empty.
     """
     per_image = window.starts.shape[0]
     repeat = np.uint64(shortcut.shape[1])
+    flat_words, flat_scales = words.reshape(-1), scales.reshape(-1)
     for image in range(out.shape[0] // per_image):
         for panel in range(0, per_image, PANEL):
+            end = min(panel + PANEL, per_image)
             for tile in range(np.uint64(w.steps.shape[0])):
                 column = tile * WIDTH
-                for p in range(panel, min(panel + PANEL, per_image), ROWS):
+                for p in range(panel, end, ROWS):
                     pixels = shift(take(window.starts, p, ROW_NUMBERS), image * window.image_pixels)
                     rows = shift(take(window.numbers, p, ROW_NUMBERS), image * per_image)
-                    y = binary_sums(words, scales, pixels, tile, w)
+                    places, groups = scale(pixels, words.shape[1]), scale(pixels, scales.shape[1])
+                    y = binary_sums(flat_words, flat_scales, places, groups, tile, w)
                     y = multiply_add(y, load_floats(affine, GAIN, tile), load_floats(affine, SHIFT, tile))
                     y = prelu(y + load_rows(shortcut, rows, column % repeat), load_floats(affine, SLOPE, tile))
                     store_rows(y, out, rows, column)
+            if next_words.size:
+                origin, target = np.uint64(image * per_image), np.uint64(image * following.image_pixels)
+                _pack(out, origin, following, np.uint64(panel), np.uint64(end), target, next_words, next_scales)
 
 
 @kernel()
@@ -198,15 +266,14 @@ def repeat_channels(x: Floats, channels: int, out: Floats) -> None:
 
 
 @kernel()
-def normalise(tiles: NDArray[np.uint8], table: Floats, window: Window, out: Floats) -> None:
+def normalise(tiles: Bytes, table: Floats, window: Window, out: Floats) -> None:
     """Tiles (N, S, S, 3) BGR -> padded flat pixels (.., 3) RGB by table (3, 256); the border is not written."""
-    images, size = tiles.shape[0], tiles.shape[1]
-    for image in range(images):
-        for y in range(size):
-            row = image * window.image_pixels + (y + window.border) * window.width + window.border
-            for x in range(size):
-                for c in range(3):
-                    out[row + x, c] = table[c, tiles[image, y, x, 2 - c]]
+    pixels = tiles.reshape(-1, 3)
+    per_image = len(window.inside)
+    for i in range(len(pixels)):
+        target = i // per_image * window.image_pixels + window.inside[i % per_image]
+        for c in range(3):
+            out[target, c] = table[c, pixels[i, 2 - c]]
 
 
 @kernel()
@@ -216,17 +283,19 @@ def stem(pixels: Floats, window: Window, size: int, w: Floats, affine: Floats, o
     Affine (3, T, width) and PReLU included.
     """
     per_image = window.starts.shape[0]
+    row_length = np.uint64(3 * window.width)
     line = np.uint64(3 * size)
+    flat = pixels.reshape(-1)
     for image in range(out.shape[0] // per_image):
         for p in range(0, per_image, ROWS):
-            pixel = shift(take(window.starts, p, ROW_NUMBERS), image * window.image_pixels)
+            places = scale(shift(take(window.starts, p, ROW_NUMBERS), image * window.image_pixels), 3)
             rows = shift(take(window.numbers, p, ROW_NUMBERS), image * per_image)
             for tile in range(np.uint64(w.shape[0])):
-                y = no_floats(pixel)
+                y = no_floats(places)
                 for r in range(np.uint64(size)):
-                    here = shift(pixel, r * np.uint64(window.width))
                     for k in range(line):
-                        y = multiply_add(broadcast_floats(pixels, here, k), load_floats(w, tile, r * line + k), y)
+                        x = broadcast_floats(flat, places, r * row_length + k)
+                        y = multiply_add(x, load_floats(w, tile, r * line + k), y)
                 y = multiply_add(y, load_floats(affine, GAIN, tile), load_floats(affine, SHIFT, tile))
                 store_rows(prelu(y, load_floats(affine, SLOPE, tile)), out, rows, tile * WIDTH)
 

@@ -109,10 +109,11 @@ class BlockPlan:
         self.channels, self.c_in, self.size, self.stride = block.channels, c_in, size, block.stride
         self.out_size = size // block.stride
         self.window = window(size, block.kernel, block.stride)
+        self._nothing = np.zeros((1, 0), np.uint32), np.zeros((1, 0), np.float32)
         bits, q = tensors["bits"].astype(np.uint8), tensors["q"].astype(np.uint8)
         in_shift = tensors["in_shift"].astype(np.float32)
         self.packing, self.weights = binary_weights(
-            bits, q, in_shift, block.kernel, block.beta_w, block.beta_a, self.window.width
+            bits, q, in_shift, block.kernel, block.beta_w, block.beta_a, self.window
         )
         gain = tensors["scale"].astype(np.float32) * tensors["s"].astype(np.float32)
         self.affine = affine(gain, tensors["shift"], tensors["slope"])
@@ -134,10 +135,16 @@ class BlockPlan:
         """Whether the shortcut's channels have to be written again because they do not fill whole words."""
         return self.c_in % WORD_BITS != 0 and self.channels > self.c_in
 
-    def run(self, x: Floats, to: BlockBuffers) -> Floats:
-        """x (N * size**2, padded c_in) -> a part of `to.out`."""
+    def pack(self, x: Floats, to: BlockBuffers) -> None:
+        """Binarize x (N * size**2, padded c_in) into `to`, where no block before this one has done so."""
+        kernels.pack_activations(x, self.packing, to.words, to.scales)
+
+    def run(self, x: Floats, to: BlockBuffers, following: tuple["BlockPlan", BlockBuffers] | None = None) -> Floats:
+        """x (N * size**2, padded c_in), which lies packed in `to` -> a part of `to.out`.
+
+        The output is packed into the buffers of the `following` block, where there is one.
+        """
         out = to.out[: len(x) // self.stride**2]
-        kernels.pack_activations(x, self.packing, self.size, self.window, to.words, to.scales)
         shortcut = x
         if self.stride == 2:
             shortcut = to.half[: len(out)]
@@ -145,7 +152,12 @@ class BlockPlan:
         if self._repeats:
             kernels.repeat_channels(shortcut, self.c_in, to.repeated[: len(out)])
             shortcut = to.repeated[: len(out)]
-        kernels.binary_block(to.words, to.scales, self.window, self.weights, shortcut, self.affine, out)
+        packing, (words, scales) = self.packing, self._nothing
+        if following is not None:
+            packing, words, scales = following[0].packing, following[1].words, following[1].scales
+        kernels.binary_block(
+            to.words, to.scales, self.window, self.weights, shortcut, self.affine, out, packing, words, scales
+        )
         return out
 
 
@@ -155,7 +167,9 @@ def window(size: int, kernel: int, stride: int) -> Window:
     width = size + 2 * border
     corners = np.arange(0, width - kernel + 1, stride)
     starts = (corners[:, None] * width + corners[None]).reshape(-1).astype(np.uint64)
-    return Window(starts, np.arange(len(starts), dtype=np.uint64), width * width, width, border)
+    lines = np.arange(border, border + size)
+    inside = (lines[:, None] * width + lines[None]).reshape(-1).astype(np.uint64)
+    return Window(starts, np.arange(len(starts), dtype=np.uint64), inside, width * width, width)
 
 
 def padded(channels: int) -> int:
@@ -208,11 +222,11 @@ def binary_weights(
     kernel: int,
     beta_w: int,
     beta_a: int,
-    width: int,
+    window: Window,
 ) -> tuple[Packing, BinaryWeights]:
     """Arrange bits (O, ceil(K/8)) and q (O, ceil(K/beta_w)) for the kernels; 0 for a beta means all.
 
-    in_shift: (C,); width: pixels in a row of the padded image. Raises ValueError where q exceeds 127, a model's bound.
+    in_shift: (C,). Raises ValueError where q exceeds 127, a model's bound.
     """
     if q.size and q.max() > MAX_Q:
         raise ValueError(f"block scales go up to {MAX_Q}, not {q.max()}")
@@ -220,9 +234,11 @@ def binary_weights(
     beta_w, beta_a = beta_w or taps * c_in, beta_a or c_in
     negative = unpack_signs(bits, taps * c_in) < 0
 
+    windows = [(tap // kernel * window.width + tap % kernel) for tap in range(taps)]  # first pixel of each tap
+    groups = -(-c_in // beta_a)
     packed: dict[tuple[Piece, ...], int] = {}  # how a tap is cut -> its first packed word: most taps are cut alike
     layout: list[Piece] = []
-    runs: list[tuple[int, ...]] = []
+    runs: list[tuple[int, int, int, int]] = []
     steps: list[NDArray[np.uint8]] = []  # (O, 2, bytes of a word): signs and scales
     base: list[NDArray[np.int32]] = []
     for tap in range(taps):
@@ -233,7 +249,7 @@ def binary_weights(
         source = packed[cut]
         for group, members in groupby(cut, key=lambda piece: piece.group):
             run = list(members)
-            runs.append((tap // kernel * width + tap % kernel, group, source, len(steps), len(steps) + len(run)))
+            runs.append((tap, source, group, len(run)))
             source += len(run)
             total = np.zeros(rows, np.int32)
             for piece in run:
@@ -247,10 +263,29 @@ def binary_weights(
                 total -= q[:, entries // beta_w].sum(1, dtype=np.int32)
             base.append(total)
 
+    spans: list[list[int]] = []  # word, group, count, length
+    for tap, word, group, length in runs:
+        word, group = windows[tap] * len(layout) + word, windows[tap] * groups + group
+        if spans and [word, group, length] == [
+            spans[-1][0] + spans[-1][2] * length,
+            spans[-1][1] + spans[-1][2],
+            spans[-1][3],
+        ]:
+            spans[-1][2] += 1
+        else:
+            spans.append([word, group, 1, length])
     shift = np.zeros((1, padded(c_in)), np.float32)
     shift[0, :c_in] = in_shift
     masks = [((1 << piece.length) - 1) << piece.channel % WORD_BITS for piece in layout]
     sources = [piece.channel // WORD_BITS * WORD_BITS for piece in layout]
-    packing = Packing(shift, np.array(sources, np.uint64), np.array(masks, np.uint32), c_in, beta_a)
+    packing = Packing(
+        shift,
+        np.array(sources, np.uint64),
+        np.array(masks, np.uint32),
+        window.inside,
+        window.image_pixels,
+        c_in,
+        beta_a,
+    )
     interleaved = np.stack(steps, 1).reshape(rows, 2 * len(steps), WORD_BYTES)
-    return packing, BinaryWeights(tiles(interleaved), np.array(runs, np.uint64), tiles(np.stack(base, 1)))
+    return packing, BinaryWeights(tiles(interleaved), np.array(spans, np.uint64), tiles(np.stack(base, 1)))

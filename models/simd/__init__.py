@@ -1,13 +1,15 @@
 """Vectors for kernels: `values` is what a kernel says, a `Backend` is how an instruction set does it."""
 
 from models.simd import lowering  # noqa: F401  what it teaches Numba holds from here on
-from models.simd.backend import Backend
+from models.simd.backend import UNLIMITED, Backend
 from models.simd.choice import BACKEND, BACKENDS, choose
 from models.simd.values import (
     WORD_BITS,
     Index,
     Rows,
     Value,
+    absolute,
+    add_up,
     as_floats,
     broadcast_floats,
     broadcast_words,
@@ -21,6 +23,7 @@ from models.simd.values import (
     no_floats,
     popcount,
     prelu,
+    scale,
     settle,
     shift,
     sign_bits,
@@ -32,11 +35,14 @@ from models.simd.values import (
 __all__ = [
     "BACKEND",
     "BACKENDS",
+    "UNLIMITED",
     "WORD_BITS",
     "Backend",
     "Index",
     "Rows",
     "Value",
+    "absolute",
+    "add_up",
     "as_floats",
     "broadcast_floats",
     "broadcast_words",
@@ -51,6 +57,7 @@ __all__ = [
     "no_floats",
     "popcount",
     "prelu",
+    "scale",
     "settle",
     "shift",
     "sign_bits",

@@ -14,6 +14,8 @@ from models.simd.backend import F32, I32, declare
 from models.simd.choice import BACKEND
 from models.simd.values import (
     WORD_BITS,
+    absolute,
+    add_up,
     as_floats,
     broadcast_floats,
     broadcast_words,
@@ -27,6 +29,7 @@ from models.simd.values import (
     no_floats,
     popcount,
     prelu,
+    scale,
     settle,
     shift,
     sign_bits,
@@ -115,6 +118,11 @@ def _prelu(builder: ir.IRBuilder, x: Any, slope: Any) -> Any:
     return builder.select(negative, builder.fmul(x, slope), x)
 
 
+def _absolute(builder: ir.IRBuilder, x: Any) -> Any:
+    return builder.call(declare(builder, f"llvm.fabs.v{x.type.count}f32", x.type, x.type), [x])
+
+
+elementwise(absolute, ("floats",), "floats", _absolute)
 elementwise(operator.add, ("floats", "floats"), "floats", lambda builder, x, y: builder.fadd(x, y))
 elementwise(prelu, ("floats", "floats"), "floats", _prelu)
 elementwise(operator.xor, ("bytes", "bytes"), "bytes", lambda builder, x, y: builder.xor(x, y))
@@ -170,7 +178,7 @@ def _broadcaster(function: Any, kind: str, dtype: types.Type) -> None:
     @type_callable(function)
     def typed(context: Any) -> Any:
         def typer(array: Any, rows: Any, k: Any) -> Any:
-            fits = isinstance(array, types.Array) and (array.dtype, array.ndim, array.layout) == (dtype, 2, "C")
+            fits = isinstance(array, types.Array) and (array.dtype, array.layout) == (dtype, "C") and array.ndim <= 2
             return Vectors(kind, len(rows), 1) if fits and isinstance(rows, types.UniTuple) else None
 
         return typer
@@ -185,7 +193,9 @@ def _broadcaster(function: Any, kind: str, dtype: types.Type) -> None:
         )
 
         def repeated(row: Any) -> Any:
-            at = _place(context, builder, array, args[0], [(rows.dtype, row), (k, args[2])])
+            column = context.cast(builder, args[2], k, rows.dtype)
+            indices = [row, column] if array.ndim == 2 else [builder.add(row, column)]
+            at = _place(context, builder, array, args[0], [(rows.dtype, i) for i in indices])
             one = builder.insert_element(
                 ir.Constant(lanes, ir.Undefined), builder.load(at), ir.Constant(ir.IntType(32), 0)
             )
@@ -250,19 +260,22 @@ def _take(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any
     return context.make_tuple(builder, signature.return_type, out)
 
 
-@type_callable(shift)
-def _shift_type(context: Any) -> Any:
-    def typer(rows: Any, offset: Any) -> Any:
-        return rows if isinstance(rows, types.UniTuple) else None
+def _teach_rows(function: Any, emit: Callable[..., Any]) -> None:
+    """Teach Numba a function (rows, number) that acts on each row number: emit(builder, row, number)."""
 
-    return typer
+    @type_callable(function)
+    def typed(context: Any) -> Any:
+        return lambda rows, number: rows if isinstance(rows, types.UniTuple) else None
+
+    @lower_builtin(function, types.UniTuple, types.Integer)
+    def lower(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        number = context.cast(builder, args[1], signature.args[1], signature.args[0].dtype)
+        out = [emit(builder, row, number) for row in cgutils.unpack_tuple(builder, args[0])]
+        return context.make_tuple(builder, signature.return_type, out)
 
 
-@lower_builtin(shift, types.UniTuple, types.Integer)
-def _shift(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-    offset = context.cast(builder, args[1], signature.args[1], types.uint64)
-    out = [builder.add(row, offset) for row in cgutils.unpack_tuple(builder, args[0])]
-    return context.make_tuple(builder, signature.return_type, out)
+_teach_rows(shift, lambda builder, row, offset: builder.add(row, offset))
+_teach_rows(scale, lambda builder, row, factor: builder.mul(row, factor))
 
 
 def _vectors_at(context: Any, builder: ir.IRBuilder, array: Any, value: Any, indices: Any, count: int) -> list[Any]:
@@ -333,11 +346,14 @@ def _load_word(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -
     return _pack(context, builder, own, (builder.load(at, align=4) for at in places))
 
 
+def _is_word(x: Any) -> bool:
+    return isinstance(x, Vectors) and (x.kind, x.rows, x.columns) == ("floats", 1, WORD_BITS // BACKEND.lanes)
+
+
 @type_callable(sign_bits)
 def _sign_bits_type(context: Any) -> Any:
     def typer(x: Any) -> Any:
-        fits = isinstance(x, Vectors) and (x.kind, x.rows, x.columns) == ("floats", 1, WORD_BITS // BACKEND.lanes)
-        return types.uint32 if fits else None
+        return types.uint32 if _is_word(x) else None
 
     return typer
 
@@ -349,3 +365,28 @@ def _sign_bits(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -
         negative = builder.bitcast(builder.fcmp_ordered("<", vector, zero), ir.IntType(BACKEND.lanes))
         word = builder.or_(word, builder.shl(builder.zext(negative, I32), ir.Constant(I32, c * BACKEND.lanes)))
     return word
+
+
+@type_callable(add_up)
+def _add_up_type(context: Any) -> Any:
+    def typer(x: Any) -> Any:
+        return types.float32 if _is_word(x) else None
+
+    return typer
+
+
+@lower_builtin(add_up, Vectors)
+def _add_up(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+    vectors = _unpack(builder, signature.args[0], args[0])
+    while len(vectors) > 1:
+        half = len(vectors) // 2
+        vectors = [builder.fadd(x, y) for x, y in zip(vectors[:half], vectors[half:], strict=True)]
+    (line,) = vectors
+    while line.type.count > 1:
+        half = line.type.count // 2
+        lower, upper = (
+            builder.shuffle_vector(line, line, ir.Constant(ir.VectorType(I32, half), list(range(first, first + half))))
+            for first in (0, half)
+        )
+        line = builder.fadd(lower, upper)
+    return builder.extract_element(line, ir.Constant(I32, 0))

@@ -34,6 +34,11 @@ def shift(rows: Rows, offset: Index) -> Rows:
     return tuple(r + offset for r in rows)
 
 
+def scale(rows: Rows, factor: Index) -> Rows:
+    """Each row number times `factor`: where the row begins in a flat array."""
+    return tuple(r * factor for r in rows)
+
+
 def load_bytes(array: NDArray[np.uint8], tile: Index, k: Index) -> Value:
     """One row of bytes: array[tile, k], with uint8 (T, S, V * bytes)."""
     return array[tile, k][None]
@@ -50,14 +55,15 @@ def load_floats(array: Floats, tile: Index, k: Index) -> Value:
 
 
 def broadcast_words(words: NDArray[np.uint32], rows: Rows, k: Index) -> Value:
-    """One column of bytes: the 32-bit words[row, k], repeated, for each row."""
-    return np.stack([np.full(BACKEND.width, words[r, k], "<u4").view(np.uint8) for r in rows])
+    """One column of bytes: the 32-bit words[row, k], or words[row + k] of a flat array, repeated, for each row."""
+    items = [words[r, k] if words.ndim == 2 else words[int(r) + int(k)] for r in rows]
+    return np.stack([np.full(BACKEND.width, item, "<u4").view(np.uint8) for item in items])
 
 
 def broadcast_floats(floats: Floats, rows: Rows, k: Index) -> Value:
-    """One column of floats: floats[row, k] for each row; k may run on into the rows that follow."""
-    flat = floats.reshape(-1)
-    return np.stack([np.full(BACKEND.width, flat[int(r) * floats.shape[1] + int(k)]) for r in rows])
+    """One column of floats: floats[row, k], or floats[row + k] of a flat array, for each row."""
+    items = [floats[r, k] if floats.ndim == 2 else floats[int(r) + int(k)] for r in rows]
+    return np.stack([np.full(BACKEND.width, item) for item in items])
 
 
 def no_floats(rows: Rows) -> Value:
@@ -101,6 +107,11 @@ def prelu(x: Value, slope: Value) -> Value:
     return np.where(x >= 0, x, x * slope)
 
 
+def absolute(x: Value) -> Value:
+    """The floats without their signs."""
+    return np.abs(x)
+
+
 def load_rows(array: Floats, rows: Rows, first: Index) -> Value:
     """Floats array[row, first : first + V * lanes] for each row."""
     return np.stack([array[r, int(first) : int(first) + BACKEND.width] for r in rows])
@@ -120,3 +131,11 @@ def load_word(array: Floats, row: Index, first: Index) -> Value:
 def sign_bits(x: Value) -> int:
     """The word whose bit i says that the i-th of 32 floats is negative; -0 and NaN are not."""
     return int(np.packbits(x < 0, bitorder="little").view("<u4")[0])
+
+
+def add_up(x: Value) -> Any:
+    """The sum of 32 floats, halves first: the same on every machine."""
+    line = x[0]
+    while len(line) > 1:
+        line = line[: len(line) // 2] + line[len(line) // 2 :]
+    return line[0]

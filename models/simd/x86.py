@@ -16,7 +16,7 @@ class Avx512(Backend):
     name = "avx512"
     bytes = 64
     requires = frozenset({"avx512f", "avx512bw", "avx512vl", "avx512bitalg", "avx512vnni"})
-    rows, columns = 10, 2
+    rows, columns = 5, 2
 
     def popcount(self, builder: ir.IRBuilder, x: Any) -> Any:
         """As `Backend.popcount`."""

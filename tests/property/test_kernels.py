@@ -34,8 +34,10 @@ def run(block, x, tensors):
     plan = BlockPlan(block, c_in, size, tensors)
     buffers = plan.buffers(n + 1)
     wide = np.full((n * size * size, padded(c_in)), 7.0, np.float32)  # what the padding holds does not matter
-    plan.run(wide, buffers)  # nor what was there before
+    plan.pack(wide, buffers)  # nor what was there before
+    plan.run(wide, buffers)
     wide[:, :c_in] = x.reshape(-1, c_in)
+    plan.pack(wide, buffers)
     out = plan.run(wide, buffers)[:, : block.channels]
     return out.reshape(n, plan.out_size, plan.out_size, block.channels)
 
