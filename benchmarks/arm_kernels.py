@@ -81,10 +81,13 @@ def assembly() -> dict[str, str]:
     floats, words = np.zeros((1, 1), np.float32), np.zeros((1, 1), np.uint32)
     bytes_, ints, tiles = (np.zeros((1, 1, 1), dtype) for dtype in (np.uint8, np.int32, np.float32))
     indices = np.zeros(1, np.uint64)
-    window = kernels.Window(indices, indices, 1, 1, 0)
-    weights = kernels.BinaryWeights(bytes_, np.zeros((1, 5), np.uint64), ints)
+    window = kernels.Window(indices, indices, indices, 1, 1)
+    packing = kernels.Packing(floats, indices, np.zeros(1, np.uint32), indices, 1, 1, 1)
+    weights = kernels.BinaryWeights(bytes_, np.zeros((1, 4), np.uint64), ints)
     return {
-        "binary": compiled(kernels.binary_block, words, floats, window, weights, floats, tiles, floats),
+        "binary": compiled(
+            *(kernels.binary_block, words, floats, window, weights, floats, tiles, floats, packing, words, floats)
+        ),
         "int8": compiled(int8_product, words, bytes_, ints, floats),
         "float": compiled(float_product, floats, tiles, floats),
     }
