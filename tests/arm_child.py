@@ -21,19 +21,20 @@ CASES = (
     (Block(channels=5, kernel=5, beta_w=8, beta_a=16), 33, 3, 1),
 )
 LONG = (Block(channels=20, kernel=1, beta_w=8), 1300, 2, 1)
-"""The largest scales, every sign different, more words than a 16-bit counter can hold."""
+"""With the largest scales, and every sign equal or every one different: more words than a 16-bit counter can hold."""
+COUNT = len(CASES) + 2
 
 
 def inputs(i):
-    """Block, x of +1 and -1, and tensors that scale nothing, of case `i`; the last one is LONG."""
+    """Block, x of +1 and -1, and tensors that scale nothing, of case `i`; the last two are LONG."""
     rng = np.random.default_rng(i)
-    block, c_in, size, n = (*CASES, LONG)[i]
+    block, c_in, size, n = (*CASES, LONG, LONG)[i]
     x = rng.choice(np.array([-1, 1]), (n, size, size, c_in))
     tensors = reference.random_block(rng, block, c_in)
     one, zero = np.ones(block.channels, np.float32), np.zeros(block.channels, np.float32)
     tensors |= {"s": one, "scale": one, "shift": zero, "slope": one, "in_shift": np.zeros(c_in, np.float32)}
-    if i == len(CASES):
-        x = np.full_like(x, -1)
+    if i >= len(CASES):
+        x = np.full_like(x, (1, -1)[i - len(CASES)])
         tensors |= {"bits": np.zeros_like(tensors["bits"]), "q": np.full_like(tensors["q"], MAX_Q)}
     return block, x, tensors
 
@@ -59,5 +60,5 @@ def computed(i):
 
 
 if __name__ == "__main__":
-    results = [computed(i) for i in range(len(CASES) + 1)]
+    results = [computed(i) for i in range(COUNT)]
     print(json.dumps({"machine": platform.machine(), "backend": BACKEND.name, "results": results}))

@@ -72,16 +72,17 @@ def test_blocks_equal_their_slow_twin(case, seed):
 
 
 @pytest.mark.parametrize("beta_w", [0, 8, 16])
-def test_counters_do_not_overflow(beta_w):
-    """The largest scales, every bit different, more inputs than a 16-bit counter can hold."""
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_counters_do_not_overflow(beta_w, sign):
+    """The largest scales, every bit different or every one equal, more inputs than a 16-bit counter can hold."""
     c_in, channels = 1300, 3
     q = np.full((channels, -(-c_in // (beta_w or c_in))), kernels.MAX_Q, np.uint8)
     ones, zeros = np.ones(channels, np.float32), np.zeros(channels, np.float32)
     tensors = {"in_shift": np.zeros(c_in, np.float32), "bits": np.zeros((channels, -(-c_in // 8)), np.uint8), "q": q}
     tensors |= {"s": ones, "scale": ones, "shift": zeros, "slope": ones}
     block = Block(channels=channels, kernel=1, beta_w=beta_w)
-    out = run(block, np.full((1, 2, 2, c_in), -1, np.float32), tensors)
-    assert (out == -kernels.MAX_Q * c_in - 1).all()
+    out = run(block, np.full((1, 2, 2, c_in), sign, np.float32), tensors)
+    assert (out == sign * (kernels.MAX_Q * c_in + 1)).all()
 
 
 def test_scales_beyond_seven_bits_are_refused():

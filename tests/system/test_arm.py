@@ -46,6 +46,7 @@ def run(tree, cpu, *arguments):
 def test_the_integers_of_this_machine_and_of_the_reference(tree, cpu, backend):
     done = json.loads(run(tree, cpu, "-m", "tests.arm_child"))
     assert (done["machine"], done["backend"]) == ("aarch64", backend)
+    assert len(done["results"]) == arm_child.COUNT
     for i, result in enumerate(done["results"]):
         assert result == arm_child.computed(i)
         assert result == arm_child.expected(i)
