@@ -269,11 +269,13 @@ def repeat_channels(x: Floats, channels: int, out: Floats) -> None:
 def normalise(tiles: Bytes, table: Floats, window: Window, out: Floats) -> None:
     """Tiles (N, S, S, 3) BGR -> padded flat pixels (.., 3) RGB by table (3, 256); the border is not written."""
     pixels = tiles.reshape(-1, 3)
-    per_image = len(window.inside)
-    for i in range(len(pixels)):
-        target = i // per_image * window.image_pixels + window.inside[i % per_image]
-        for c in range(3):
-            out[target, c] = table[c, pixels[i, 2 - c]]
+    per_image = np.uint64(len(window.inside))
+    inside = window.inside
+    for image in range(np.uint64(tiles.shape[0])):
+        origin, target = image * per_image, image * np.uint64(window.image_pixels)
+        for i in range(per_image):
+            for c in range(np.uint64(3)):
+                out[target + inside[i], c] = table[c, pixels[origin + i, np.uint64(2) - c]]
 
 
 @kernel()
