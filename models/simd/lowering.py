@@ -253,8 +253,8 @@ def _take(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any
     last = builder.sub(cgutils.unpack_tuple(builder, whole.shape)[0], ir.Constant(ir.IntType(64), 1))
     begin = context.cast(builder, args[1], first, types.intp)
     out = []
-    for r in range(len(rows)):
-        at = builder.add(begin, ir.Constant(ir.IntType(64), r))
+    for row in cgutils.unpack_tuple(builder, args[2]):
+        at = builder.add(begin, context.cast(builder, row, rows.dtype, types.intp))
         at = builder.select(builder.icmp_signed("<", at, last), at, last)
         out.append(builder.load(cgutils.get_item_pointer(context, builder, array, whole, [at])))
     return context.make_tuple(builder, signature.return_type, out)
