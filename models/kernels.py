@@ -266,21 +266,22 @@ def repeat_channels(x: Floats, channels: int, out: Floats) -> None:
 
 
 @kernel()
-def normalise(tiles: Bytes, table: Floats, window: Window, out: Floats) -> None:
-    """Tiles (N, S, S, 3) BGR -> padded flat pixels (.., 3) RGB by table (3, 256); the border is not written."""
-    pixels = tiles.reshape(-1, 3)
-    per_image = np.uint64(len(window.inside))
-    inside = window.inside
-    for image in range(np.uint64(tiles.shape[0])):
-        origin, target = image * per_image, image * np.uint64(window.image_pixels)
-        for i in range(per_image):
-            for c in range(np.uint64(3)):
-                out[target + inside[i], c] = table[c, pixels[origin + i, np.uint64(2) - c]]
+def normalise(tiles: Bytes, mean: Floats, std: Floats, window: Window, out: Floats) -> None:
+    """Tiles (N, S, S, 3) -> padded flat pixels (.., 3), (x - mean) / std; the border is not written.
+
+    mean, std: (3 * S,) for a line.
+    """
+    size, line = np.uint64(tiles.shape[1]), np.uint64(len(mean))
+    flat, target = tiles.reshape(-1), out.reshape(-1)
+    for y in range(np.uint64(tiles.shape[0]) * size):
+        first = y // size * np.uint64(window.image_pixels) + window.inside[y % size * size]
+        for i in range(line):
+            target[np.uint64(3) * first + i] = (np.float32(flat[y * line + i]) - mean[i]) / std[i]
 
 
 @kernel()
 def stem(pixels: Floats, window: Window, size: int, w: Floats, affine: Floats, out: Floats) -> None:
-    """Float convolution of RGB, size x size: padded pixels (.., 3), w (T, size * size * 3, width) -> out (N * P, O).
+    """Float convolution of three colours: padded pixels (.., 3), w (T, size * size * 3, width) -> out (N * P, O).
 
     Affine (3, T, width) and PReLU included.
     """

@@ -60,11 +60,10 @@ class StemPlan:
         self.channels, self.kernel = stem.channels, stem.kernel
         self.out_size = (self.size - 1) // stem.stride + 1
         self.window = window(self.size, stem.kernel, stem.stride)
-        self.weight = tiles(tensors["stem.weight"].astype(np.float32).reshape(stem.channels, -1))
+        bgr = tensors["stem.weight"].astype(np.float32)[..., ::-1]  # tiles come so, RGB is the model's order
+        self.weight = tiles(bgr.reshape(stem.channels, -1))
         self.affine = affine(tensors["stem.scale"], tensors["stem.shift"], tensors["stem.slope"])
-        grey = np.arange(256, dtype=np.float32)
-        mean, std = (np.array(x, np.float32)[:, None] for x in (spec.mean, spec.std))
-        self.table = (grey - mean) / std
+        self.mean, self.std = (np.tile(np.array(x[::-1], np.float32), self.size) for x in (spec.mean, spec.std))
 
     def buffers(self, images: int) -> StemBuffers:
         """Work space for up to `images` images."""
@@ -78,7 +77,7 @@ class StemPlan:
         """uint8 (N, S, S, 3) BGR -> a part of `to.out`."""
         tiles, out = to.tiles[: len(images)], to.out[: len(images) * self.out_size**2]
         tiles[:] = images  # contiguous and writeable: what the kernels are compiled for
-        kernels.normalise(tiles, self.table, self.window, to.pixels)
+        kernels.normalise(tiles, self.mean, self.std, self.window, to.pixels)
         kernels.stem(to.pixels, self.window, self.kernel, self.weight, self.affine, out)
         return out
 
