@@ -42,6 +42,9 @@ NOTHING = np.zeros((1, 0), np.uint32), np.zeros((1, 0), np.float32)
 """Words and scales of no following block."""
 LARGE = 1e10
 """Products of more operations than this are repeated less often."""
+SMALL = 3e7
+"""Products of fewer operations than this are repeated in compiled code: what Python takes for a call would be most
+of the time."""
 
 KEYS = (
     *("case", "shape", "beta_w", "beta_a", "threads", "gops", "vs_openblas", "vs_float_twin", "vs_ort_float"),
@@ -67,11 +70,12 @@ elementwise(agree, ("counters", "bytes"), "counters", _agree)
 @kernel()
 def scaled_product(a: Words, scales: Floats, numbers: NDArray[np.uint64], w: BinaryWeights, out: Floats) -> None:
     """`kernels.binary_sums` over all rows and tiles."""
+    words, deltas = a.reshape(-1), scales.reshape(-1)
     for panel in range(0, len(numbers), PANEL):
         for tile in range(np.uint64(w.steps.shape[0])):
             for p in range(panel, min(panel + PANEL, len(numbers)), ROWS):
                 rows = v.take(numbers, p, ROW_NUMBERS)
-                y = kernels.binary_sums(a.reshape(-1), scales.reshape(-1), v.scale(rows, a.shape[1]), rows, tile, w)
+                y = kernels.binary_sums(words, deltas, v.scale(rows, a.shape[1]), rows, tile, w)
                 v.store_rows(y, out, rows, tile * WIDTH)
 
 
@@ -81,6 +85,7 @@ def plain_product(
 ) -> None:
     """As `scaled_product` with one activation scale per row, but bits (T, S, 4 * width) are counted without scales."""
     zero, length = np.uint64(0), np.uint64(bits.shape[1])
+    words = a.reshape(-1)
     for panel in range(0, len(numbers), PANEL):
         for tile in range(np.uint64(bits.shape[0])):
             for p in range(panel, min(panel + PANEL, len(numbers)), ROWS):
@@ -89,7 +94,7 @@ def plain_product(
                 n = v.start(v.load_ints(w.base, tile, zero), rows)
                 for part in range(zero, length, STEPS):
                     for k in range(part, min(part + STEPS, length)):
-                        n = agree(n, v.broadcast_words(a.reshape(-1), places, k) ^ v.load_bytes(bits, tile, k))
+                        n = agree(n, v.broadcast_words(words, places, k) ^ v.load_bytes(bits, tile, k))
                     n = v.settle(n)
                 y = v.multiply_add(v.broadcast_floats(scales, rows, zero), v.as_floats(n), v.no_floats(rows))
                 v.store_rows(y, out, rows, tile * WIDTH)
@@ -108,6 +113,20 @@ def float_product(a: Floats, numbers: NDArray[np.uint64], w: Floats, out: Floats
                 v.store_rows(y, out, rows, tile * WIDTH)
 
 
+@kernel()
+def repeated_float(times: int, a: Floats, numbers: NDArray[np.uint64], w: Floats, out: Floats) -> None:
+    """`float_product` some times, from compiled code."""
+    for _ in range(times):
+        float_product(a, numbers, w, out)
+
+
+@kernel()
+def repeated_block(times: int, *arguments: Any) -> None:
+    """`kernels.binary_block` some times, from compiled code."""
+    for _ in range(times):
+        kernels.binary_block(*arguments)
+
+
 class Product(NamedTuple):
     """Operands of one product, packed and as floats."""
 
@@ -122,12 +141,14 @@ class Product(NamedTuple):
     a: Floats
     w: Floats
 
+    def arguments(self) -> tuple[Any, ...]:
+        """What `kernels.binary_block` takes."""
+        own = self.words, self.scales, self.window, self.weights, self.shortcut, self.affine, self.out
+        return *own, self.packing, *NOTHING
+
     def run(self) -> None:
         """The kernel that flies."""
-        kernels.binary_block(
-            *(self.words, self.scales, self.window, self.weights, self.shortcut, self.affine, self.out),
-            *(self.packing, *NOTHING),
-        )
+        kernels.binary_block(*self.arguments())
 
 
 def product(m: int, n: int, k: int, beta_w: int = BETA_W, beta_a: int = 0) -> Product:
@@ -246,15 +267,17 @@ def square(m: int, turns: int) -> dict[str, object]:
     """The paper's Fig. 5: (m, m) by (m, m)."""
     p = product(m, m, m)
     b, blas_out, twin_out = np.ascontiguousarray(p.w.T), np.zeros((m, m), np.float32), np.zeros_like(p.out)
-    w_tiles = plan.tiles(p.w)
+    times = max(1, int(SMALL / m**3))
+    ours, twin = (times, *p.arguments()), (times, p.a, p.window.numbers, plan.tiles(p.w), twin_out)
     seconds = race(
         {
-            "ours": p.run,
-            "openblas": lambda: np.dot(p.a, b, out=blas_out),
-            "twin": lambda: float_product(p.a, p.window.numbers, w_tiles, twin_out),
+            "ours": lambda: repeated_block(*ours),
+            "openblas": lambda: [np.dot(p.a, b, out=blas_out) for _ in range(times)],
+            "twin": lambda: repeated_float(*twin),
         },
         turns if m**3 < LARGE else 3,
     )
+    seconds = {name: taken / times for name, taken in seconds.items()}
     return row(
         case="square",
         shape=f"{m}x{m}x{m}",

@@ -120,23 +120,33 @@ def _pack(
     """
     in_shift, source, mask, inside = packing.shift, packing.source, packing.mask, packing.inside
     channels, beta = np.uint64(packing.channels), np.uint64(packing.beta)
+    groups, count = np.uint64(scales.shape[1]), np.uint64(words.shape[1])
+    if beta % WORD_LENGTH == 0 and groups * beta == channels:  # whole words, `each` of them in a group
+        share, each = np.float32(1) / np.float32(beta), beta // WORD_LENGTH
+        for i in range(first, last):
+            p, to = origin + i, target + inside[i]
+            for g in range(groups):
+                w0 = g * each
+                y = load_word(x, p, w0 * WORD_LENGTH) + load_word(in_shift, 0, w0 * WORD_LENGTH)
+                words[to, w0] = sign_bits(y)
+                parts = absolute(y)
+                for w in range(w0 + ONE, w0 + each):
+                    y = load_word(x, p, w * WORD_LENGTH) + load_word(in_shift, 0, w * WORD_LENGTH)
+                    words[to, w] = sign_bits(y)
+                    parts = parts + absolute(y)
+                scales[to, g] = add_up(parts) * share
+        return
     for i in range(first, last):
         p, to = origin + i, target + inside[i]
-        for g in range(np.uint64(scales.shape[1])):
+        for g in range(groups):
             begin, end = g * beta, min(g * beta + beta, channels)
-            if begin % WORD_LENGTH == 0 and end % WORD_LENGTH == 0:
-                parts = absolute(load_word(x, p, begin) + load_word(in_shift, 0, begin))
-                for c in range(begin + WORD_LENGTH, end, WORD_LENGTH):
-                    parts = parts + absolute(load_word(x, p, c) + load_word(in_shift, 0, c))
-                total = add_up(parts)
-            else:
-                total = np.float32(0)
-                for c in range(begin, end):
-                    total += abs(x[p, c] + in_shift[np.uint64(0), c])
+            total = np.float32(0)
+            for c in range(begin, end):
+                total += abs(x[p, c] + in_shift[np.uint64(0), c])
             scales[to, g] = total / np.float32(end - begin)
-        for w in range(np.uint64(words.shape[1])):
-            c = source[w]
-            words[to, w] = sign_bits(load_word(x, p, c) + load_word(in_shift, 0, c)) & mask[w]
+        for k in range(count):
+            at = source[k]
+            words[to, k] = sign_bits(load_word(x, p, at) + load_word(in_shift, 0, at)) & mask[k]
 
 
 @kernel()
