@@ -20,6 +20,8 @@ from benchmarks.arm_assembly import TRIPLE, assembly, hot_loop, spills
 from deploy.arm_tree import ArmTree, ArmTreeError, find
 
 TARGETS = (
+    ("cortex-a53", "neon", "cortex-a53", "Cortex-A53"),
+    ("cortex-a57", "neon", "cortex-a57", "Cortex-A57"),
     ("cortex-a72", "neon", "cortex-a57", "Cortex-A57"),
     ("cortex-a76", "neon-dot", "cortex-a57", "Cortex-A57"),
     ("cortex-a76", "neon-dot", "neoverse-n1", "Neoverse N1"),
@@ -27,8 +29,9 @@ TARGETS = (
     ("neoverse-n1", "neon-dot", "neoverse-n1", "Neoverse N1"),
     ("neoverse-n2", "neon-dot", "neoverse-n2", "Neoverse N2"),
 )
-"""CPU, our backend for it, the CPU whose model costs it, and that model's name. The first ones are the boards' cores;
-N1 and A76 are one design, N2 follows A78."""
+"""CPU, our backend for it, the CPU whose model costs it, and that model's name. Boards with these cores: Raspberry Pi 3
+and Zero 2 W, Jetson Nano, Pi 4, Pi 5, Jetson Orin; N1 is the A76 of servers, and N2 the nearest to A78."""
+QUICK = ("cortex-a76", "neoverse-n1")
 ITERATIONS = 1000
 MCA_S = 60
 
@@ -93,7 +96,9 @@ def rows(quick: bool, progress: Callable[[str], None]) -> list[dict[str, object]
     """One row per kernel, processor and model; `quick` takes one processor. Raises ArmTreeError without llvm-mca."""
     tree = find()
     table: list[dict[str, object]] = []
-    for target in TARGETS[2:3] if quick else TARGETS:
+    for target in TARGETS:
+        if quick and (target[0], target[2]) != QUICK:
+            continue
         progress(f"{target[0]} as {target[3]}")
         table += costs(tree, *target)
     return table

@@ -1,4 +1,4 @@
-"""Binary blocks whose results are integers and quarters: computed on this processor, as lists that JSON holds.
+"""Binary blocks whose results are integers and quarters, and a network: computed on this processor, as JSON holds it.
 
 A command too: it prints what the Arm Python computed, with the machine and the backend that it did it on.
 """
@@ -8,11 +8,13 @@ import platform
 
 import numpy as np
 
+from models.engine import Engine
 from models.kernels import MAX_Q
 from models.network import Block
-from models.plan import BlockPlan, padded
 from models.simd import BACKEND
 from tests import reference
+from tests.property.test_kernels import run
+from tests.small_model import small_model
 
 CASES = (
     (Block(channels=40, beta_w=16), 64, 4, 2),
@@ -52,13 +54,17 @@ def expected(i):
 def computed(i):
     """Case `i` by the kernels of this processor."""
     block, x, tensors = inputs(i)
-    n, size, _, c_in = x.shape
-    plan = BlockPlan(block, c_in, size, tensors)
-    wide = np.zeros((n * size * size, padded(c_in)), np.float32)
-    wide[:, :c_in] = x.reshape(-1, c_in)
-    return plan.run(wide, plan.buffers(n))[:, : block.channels].ravel().tolist()
+    return run(block, x.astype(np.float32), tensors).ravel().tolist()
+
+
+def features():
+    """Sign bits and scales of a network's features: float stem, float folds and moments are in it."""
+    tiles = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
+    found = Engine(small_model(channels=40)).features(tiles)
+    return found.bits.ravel().tolist(), found.scales.ravel().tolist()
 
 
 if __name__ == "__main__":
     results = [computed(i) for i in range(COUNT)]
-    print(json.dumps({"machine": platform.machine(), "backend": BACKEND.name, "results": results}))
+    about = {"machine": platform.machine(), "backend": BACKEND.name}
+    print(json.dumps({**about, "results": results, "features": features()}))
