@@ -83,7 +83,7 @@ def assembly() -> dict[str, str]:
     indices = np.zeros(1, np.uint64)
     window = kernels.Window(indices, indices, indices, 1, 1)
     packing = kernels.Packing(floats, indices, np.zeros(1, np.uint32), indices, 1, 1, 1)
-    weights = kernels.BinaryWeights(bytes_, np.zeros((1, 4), np.uint64), ints)
+    weights = kernels.BinaryWeights(bytes_, np.zeros((1, 4), np.uint64), ints, indices, indices)
     return {
         "binary": compiled(
             *(kernels.binary_block, words, floats, window, weights, floats, tiles, floats, packing, words, floats)

@@ -108,9 +108,11 @@ class BinaryWeights(NamedTuple):
     steps: Bytes
     spans: Indices
     base: NDArray[np.int32]
+    places: Indices
+    groups: Indices
 
 
-@kernel(forceinline=True)
+@kernel(forceinline=True, _nrt=False)
 def _pack(
     x: Floats, origin: Index, packing: Packing, first: Index, last: Index, target: Index, words: Words, scales: Floats
 ) -> None:
@@ -121,7 +123,7 @@ def _pack(
     in_shift, source, mask, inside = packing.shift, packing.source, packing.mask, packing.inside
     channels, beta = np.uint64(packing.channels), np.uint64(packing.beta)
     groups, count = np.uint64(scales.shape[1]), np.uint64(words.shape[1])
-    if beta % WORD_LENGTH == 0 and groups * beta == channels:  # whole words, `each` of them in a group
+    if beta % WORD_LENGTH == 0 and groups * beta == channels == count * WORD_LENGTH:  # no masks, `each` in a group
         share, each = np.float32(1) / np.float32(beta), beta // WORD_LENGTH
         for i in range(first, last):
             p, to = origin + i, target + inside[i]
@@ -149,7 +151,7 @@ def _pack(
             words[to, k] = sign_bits(load_word(x, p, at) + load_word(in_shift, 0, at)) & mask[k]
 
 
-@kernel()
+@kernel(_nrt=False)
 def pack_activations(x: Floats, packing: Packing, words: Words, scales: Floats) -> None:
     """Binarize a feature map: x (N * P, padded C) -> words (padded pixels, W), scales (padded pixels, G).
 
@@ -161,14 +163,14 @@ def pack_activations(x: Floats, packing: Packing, words: Words, scales: Floats) 
         _pack(x, image * per_image, packing, np.uint64(0), per_image, target, words, scales)
 
 
-@kernel(forceinline=True)
+@kernel(forceinline=True, _nrt=False)
 def _step(n: Value, words: Words, places: Rows, at: Index, tile: Index, k: Index, steps: Bytes) -> Value:
     """The counters after step k, whose words stand at places + at."""
     agree = broadcast_words(words, places, at) ^ load_bytes(steps, tile, TWO * k)
     return dot(n, popcount(agree), load_bytes(steps, tile, TWO * k + ONE))
 
 
-@kernel(forceinline=True)
+@kernel(forceinline=True, _nrt=False)
 def _steps(
     n: Value, words: Words, places: Rows, at: Index, tile: Index, first: Index, last: Index, steps: Bytes
 ) -> Value:
@@ -178,7 +180,7 @@ def _steps(
     return n
 
 
-@kernel(forceinline=True)
+@kernel(forceinline=True, _nrt=False)
 def _run(
     n: Value, words: Words, places: Rows, at: Index, tile: Index, first: Index, length: Index, steps: Bytes
 ) -> Value:
@@ -196,7 +198,7 @@ def _run(
     return _steps(n, words, places, at, tile, first, first + length, steps)
 
 
-@kernel(forceinline=True)
+@kernel(forceinline=True, _nrt=False)
 def binary_sums(words: Words, scales: Floats, places: Rows, groups: Rows, tile: Index, w: BinaryWeights) -> Value:
     """Eq. 7 for some windows, without s: floats, a row for each window, the channels of one tile.
 
@@ -216,7 +218,7 @@ def binary_sums(words: Words, scales: Floats, places: Rows, groups: Rows, tile: 
     return y
 
 
-@kernel()
+@kernel(_nrt=False)
 def binary_block(
     words: Words,
     scales: Floats,
@@ -238,24 +240,27 @@ def binary_block(
     repeat = np.uint64(shortcut.shape[1])
     flat_words, flat_scales = words.reshape(-1), scales.reshape(-1)
     for image in range(out.shape[0] // per_image):
+        first_pixel = image * window.image_pixels
+        first_word, first_scale = first_pixel * words.shape[1], first_pixel * scales.shape[1]
         for panel in range(0, per_image, PANEL):
             end = min(panel + PANEL, per_image)
             for tile in range(np.uint64(w.steps.shape[0])):
                 column = tile * WIDTH
+                short = column % repeat
                 for p in range(panel, end, ROWS):
-                    pixels = shift(take(window.starts, p, ROW_NUMBERS), image * window.image_pixels)
                     rows = shift(take(window.numbers, p, ROW_NUMBERS), image * per_image)
-                    places, groups = scale(pixels, words.shape[1]), scale(pixels, scales.shape[1])
+                    places = shift(take(w.places, p, ROW_NUMBERS), first_word)
+                    groups = shift(take(w.groups, p, ROW_NUMBERS), first_scale)
                     y = binary_sums(flat_words, flat_scales, places, groups, tile, w)
                     y = multiply_add(y, load_floats(affine, GAIN, tile), load_floats(affine, SHIFT, tile))
-                    y = prelu(y + load_rows(shortcut, rows, column % repeat), load_floats(affine, SLOPE, tile))
+                    y = prelu(y + load_rows(shortcut, rows, short), load_floats(affine, SLOPE, tile))
                     store_rows(y, out, rows, column)
             if next_words.size:
                 origin, target = np.uint64(image * per_image), np.uint64(image * following.image_pixels)
                 _pack(out, origin, following, np.uint64(panel), np.uint64(end), target, next_words, next_scales)
 
 
-@kernel()
+@kernel(_nrt=False)
 def halve(x: Floats, size: int, out: Floats) -> None:
     """2x2 average pool of square images: (N * size * size, C) -> (N * (size/2)**2, C)."""
     half = size // 2
@@ -267,7 +272,7 @@ def halve(x: Floats, size: int, out: Floats) -> None:
             out[p, c] = (upper + lower) * np.float32(0.25)
 
 
-@kernel()
+@kernel(_nrt=False)
 def repeat_channels(x: Floats, channels: int, out: Floats) -> None:
     """out[:, c] = x[:, c % channels]: a shortcut whose channels do not fill whole words."""
     for p in range(out.shape[0]):
@@ -275,7 +280,7 @@ def repeat_channels(x: Floats, channels: int, out: Floats) -> None:
             out[p, c] = x[p, c % channels]
 
 
-@kernel()
+@kernel(_nrt=False)
 def normalise(tiles: Bytes, mean: Floats, std: Floats, window: Window, out: Floats) -> None:
     """Tiles (N, S, S, 3) -> padded flat pixels (.., 3), (x - mean) / std; the border is not written.
 
@@ -289,7 +294,7 @@ def normalise(tiles: Bytes, mean: Floats, std: Floats, window: Window, out: Floa
             target[np.uint64(3) * first + i] = (np.float32(flat[y * line + i]) - mean[i]) / std[i]
 
 
-@kernel()
+@kernel(_nrt=False)
 def stem(pixels: Floats, window: Window, size: int, w: Floats, affine: Floats, out: Floats) -> None:
     """Float convolution of three colours: padded pixels (.., 3), w (T, size * size * 3, width) -> out (N * P, O).
 
@@ -313,7 +318,7 @@ def stem(pixels: Floats, window: Window, size: int, w: Floats, affine: Floats, o
                 store_rows(prelu(y, load_floats(affine, SLOPE, tile)), out, rows, tile * WIDTH)
 
 
-@kernel()
+@kernel(_nrt=False)
 def pool_moments(x: Floats, channels: int, per_image: int, epsilon: float, first: int, out: Floats) -> None:
     """Mean over pixels of each channel, then sqrt(variance + epsilon): x (N * per_image, C) -> out (>= N, F).
 

@@ -287,4 +287,7 @@ def binary_weights(
         beta_a,
     )
     interleaved = np.stack(steps, 1).reshape(rows, 2 * len(steps), WORD_BYTES)
-    return packing, BinaryWeights(tiles(interleaved), np.array(spans, np.uint64), tiles(np.stack(base, 1)))
+    word_at, scale_at = (window.starts * np.uint64(n) for n in (len(layout), groups))
+    return packing, BinaryWeights(
+        tiles(interleaved), np.array(spans, np.uint64), tiles(np.stack(base, 1)), word_at, scale_at
+    )
