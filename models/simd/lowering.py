@@ -360,11 +360,12 @@ def _sign_bits_type(context: Any) -> Any:
 
 @lower_builtin(sign_bits, Vectors)
 def _sign_bits(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-    word, zero = ir.Constant(I32, 0), ir.Constant(vector_type("floats"), None)
-    for c, vector in enumerate(_unpack(builder, signature.args[0], args[0])):
-        negative = builder.bitcast(builder.fcmp_ordered("<", vector, zero), ir.IntType(BACKEND.lanes))
-        word = builder.or_(word, builder.shl(builder.zext(negative, I32), ir.Constant(I32, c * BACKEND.lanes)))
-    return word
+    zero = ir.Constant(vector_type("floats"), None)
+    flags = [builder.fcmp_ordered("<", x, zero) for x in _unpack(builder, signature.args[0], args[0])]
+    while len(flags) > 1:  # one vector of flags becomes one word in fewer instructions than many become parts of it
+        both = ir.Constant(ir.VectorType(I32, 2 * flags[0].type.count), list(range(2 * flags[0].type.count)))
+        flags = [builder.shuffle_vector(x, y, both) for x, y in zip(flags[::2], flags[1::2], strict=True)]
+    return builder.bitcast(flags[0], I32)
 
 
 @type_callable(add_up)
