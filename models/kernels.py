@@ -7,7 +7,8 @@ scale, on top of minus the sum of all scales: that is eq. 7 in integers.
 
 Images are flat lists of pixels. Feature maps hold their channels padded to whole words; what stands in the padding is
 finite and never counts. Packed ones have a border for the zero padding: its scales are zero, so its bits do not matter.
-Hot indices are uint64: Numba asks of every signed one whether it is negative.
+Hot indices are uint64: Numba asks of every signed one whether it is negative. `_nrt=False`: no kernel makes an array,
+so nothing is gained by counting references to those that come in, which takes longer than a short sum.
 """
 
 from typing import NamedTuple
