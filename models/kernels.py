@@ -264,13 +264,13 @@ def binary_block(
 @kernel(_nrt=False)
 def halve(x: Floats, size: int, out: Floats) -> None:
     """2x2 average pool of square images: (N * size * size, C) -> (N * (size/2)**2, C)."""
-    half = size // 2
-    for p in range(out.shape[0]):
-        image, inside = p // (half * half), p % (half * half)
-        top = image * size * size + (inside // half) * 2 * size + (inside % half) * 2
-        for c in range(x.shape[1]):
-            upper, lower = x[top, c] + x[top + 1, c], x[top + size, c] + x[top + size + 1, c]
-            out[p, c] = (upper + lower) * np.float32(0.25)
+    side, half = np.uint64(size), np.uint64(size // 2)
+    for y in range(np.uint64(out.shape[0]) // half):  # lines of all images: none begins between two
+        for column in range(half):
+            p, top = y * half + column, y * TWO * side + TWO * column
+            for c in range(np.uint64(x.shape[1])):
+                upper, lower = x[top, c] + x[top + ONE, c], x[top + side, c] + x[top + side + ONE, c]
+                out[p, c] = (upper + lower) * np.float32(0.25)
 
 
 @kernel(_nrt=False)
