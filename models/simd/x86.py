@@ -11,7 +11,7 @@ NIBBLE_ONES = tuple(n.bit_count() for n in range(16))
 
 
 class Avx512(Backend):
-    """`vpopcntb` and `vpdpbusd` on 512 bits."""
+    """`vpopcntb` and `vpdpbusd` on 512 bits. With 5 rows, counters and the floats they go to both fit in registers."""
 
     name = "avx512"
     bytes = 64
