@@ -5,7 +5,7 @@ EXTRAS ?= dev
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.setup-$(EXTRAS)
 
-.PHONY: setup lint format test bench demo lock clean
+.PHONY: setup lint format test arm-test bench demo lock clean
 setup: $(STAMP)
 
 # The lock file pins every version; the extras beyond it (torch) take the newest that fits.
@@ -26,6 +26,12 @@ format: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+# The Arm kernels under emulation, and what they cost: downloads an Arm Python once (Debian's apt, no root), takes minutes.
+arm-test: setup
+	$(BIN)/python -m deploy.arm_tree
+	ARM_TEST=1 $(BIN)/python -m pytest tests/unit/test_simd_arm.py tests/system/test_arm.py
+	$(BIN)/python -m benchmarks arm
 
 bench: setup
 	$(BIN)/python -m benchmarks all

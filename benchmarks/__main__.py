@@ -17,10 +17,12 @@ from rich.table import Table
 from models.errors import HadanetError
 
 BENCHMARKS = ("kernels", "network", "delta", "learning", "replay")
+ON_REQUEST = ("arm",)
+"""Not part of `all`: it measures nothing of this machine, and needs what `python -m deploy.arm_tree` makes."""
 ONE_THREAD = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 """Read by the libraries when NumPy is imported: every comparison is on one thread."""
 
-FILE_WIDTH = 160
+FILE_WIDTH = 200
 """Characters of a line where the output is not a terminal."""
 
 Row = Mapping[str, object]
@@ -77,7 +79,8 @@ def shown(value: object) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one benchmark, or all; 0 when each gave its rows."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("name", choices=[*BENCHMARKS, "all"], metavar="NAME", help=", ".join((*BENCHMARKS, "all")))
+    names: Sequence[str] = (*BENCHMARKS, *ON_REQUEST, "all")
+    parser.add_argument("name", choices=names, metavar="NAME", help=", ".join(names))
     parser.add_argument("--json", type=Path, metavar="FILE", help="write machine, commit and rows here")
     parser.add_argument("--quick", action="store_true", help="fewer cases and repetitions")
     chosen = parser.parse_args(arguments)

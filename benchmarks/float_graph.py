@@ -20,7 +20,7 @@ OPSET, IR_VERSION = 20, 10
 Floats = NDArray[np.float32]
 
 
-class _Graph:
+class Graph:
     """Nodes and constants, named as they come."""
 
     def __init__(self) -> None:
@@ -28,23 +28,26 @@ class _Graph:
         self.constants: list[Any] = []
 
     def constant(self, value: Any, dtype: Any = np.float32) -> str:
+        """Name of a new constant."""
         name = f"c{len(self.constants)}"
         self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value, dtype), name))
         return name
 
     def channels(self, value: NDArray[Any]) -> str:
+        """A constant per channel of NCHW."""
         return self.constant(np.asarray(value).reshape(1, -1, 1, 1))
 
     def node(self, kind: str, *inputs: str, **attributes: Any) -> str:
+        """Name of a new operator's output."""
         name = f"n{len(self.nodes)}"
         self.nodes.append(helper.make_node(kind, list(inputs), [name], **attributes))
         return name
 
-    def convolution(self, x: str, weight: Floats, stride: int) -> str:
+    def convolution(self, x: str, weight: Floats, stride: int, bias: NDArray[Any] | None = None) -> str:
         """weight (O, k, k, C) as the project keeps it."""
         k = weight.shape[1]
-        w = self.constant(weight.transpose(0, 3, 1, 2))
-        return self.node("Conv", x, w, strides=[stride] * 2, pads=[k // 2] * 4, kernel_shape=[k, k])
+        inputs = [x, self.constant(weight.transpose(0, 3, 1, 2)), *([] if bias is None else [self.constant(bias)])]
+        return self.node("Conv", *inputs, strides=[stride] * 2, pads=[k // 2] * 4, kernel_shape=[k, k])
 
     def binarize(self, x: str, groups: Sequence[int]) -> str:
         """Eq. 3, 4 over the channels, in groups of these lengths."""
@@ -60,9 +63,11 @@ class _Graph:
         return self.node("Mul", sign, self.node("Concat", *scales, axis=1))
 
     def affine(self, x: str, scale: NDArray[Any], shift: NDArray[Any]) -> str:
+        """scale * x + shift."""
         return self.node("Add", self.node("Mul", x, self.channels(scale)), self.channels(shift))
 
     def prelu(self, x: str, slope: NDArray[Any]) -> str:
+        """PReLU with a slope per channel."""
         return self.node("PRelu", x, self.constant(np.asarray(slope).reshape(-1, 1, 1)))
 
 
@@ -73,7 +78,7 @@ def build(
 
     weights: the binarized weight of each block, (O, k, k, C).
     """
-    g = _Graph()
+    g = Graph()
     x = g.convolution("tiles", tensors["stem.weight"], spec.stem.stride)
     x = g.prelu(g.affine(x, tensors["stem.scale"], tensors["stem.shift"]), tensors["stem.slope"])
     pooled = []

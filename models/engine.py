@@ -131,10 +131,12 @@ class Engine:
         buffers = self._buffers.get()
         try:
             x, column = self._stem.run(tiles, buffers.stem), 0
-            for i, (block, own) in enumerate(zip(self._blocks, buffers.blocks, strict=True)):
-                x = block.run(x, own)
+            self._blocks[0].pack(x, buffers.blocks[0])
+            chain = list(zip(self._blocks, buffers.blocks, strict=True))
+            for i, ((block, own), following) in enumerate(zip(chain, [*chain[1:], None], strict=True)):
+                x = block.run(x, own, following)
                 if i in self.model.spec.taps:
-                    kernels.pool_moments(x, block.out_size**2, POOL_EPSILON, column, out)
+                    kernels.pool_moments(x, block.channels, block.out_size**2, POOL_EPSILON, column, out)
                     column += 2 * block.channels
         finally:
             self._buffers.put(buffers)

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from models import kernels
 from models.network import Block
-from models.plan import BlockPlan, binary_weights
+from models.plan import BlockPlan, binary_weights, padded
 from tests import reference
 
 BETAS_W = [0, 1, 3, 8, 12, 16, 24, 32, 48]
@@ -33,8 +33,12 @@ def run(block, x, tensors):
     n, size, _, c_in = x.shape
     plan = BlockPlan(block, c_in, size, tensors)
     buffers = plan.buffers(n + 1)
-    plan.run(np.full((n * size * size, c_in), 7.0, np.float32), buffers)  # what was there before does not matter
-    out = plan.run(np.ascontiguousarray(x.reshape(-1, c_in)), buffers)
+    wide = np.full((n * size * size, padded(c_in)), 7.0, np.float32)  # what the padding holds does not matter
+    plan.pack(wide, buffers)  # nor what was there before
+    plan.run(wide, buffers)
+    wide[:, :c_in] = x.reshape(-1, c_in)
+    plan.pack(wide, buffers)
+    out = plan.run(wide, buffers)[:, : block.channels]
     return out.reshape(n, plan.out_size, plan.out_size, block.channels)
 
 
@@ -56,6 +60,7 @@ def test_integers_are_exact(case, seed):
 
 
 @settings(max_examples=40, deadline=None)
+@example((Block(channels=1, kernel=1, beta_w=1), 32, 1, 1), 0)  # whole words of channels, but not of pieces
 @given(cases(), st.integers(0, 2**32 - 1))
 def test_blocks_equal_their_slow_twin(case, seed):
     block, c_in, size, n = case
@@ -68,21 +73,24 @@ def test_blocks_equal_their_slow_twin(case, seed):
 
 
 @pytest.mark.parametrize("beta_w", [0, 8, 16])
-def test_counters_do_not_overflow(beta_w):
-    """The largest scales, every bit different, more inputs than a 16-bit counter can hold."""
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_counters_do_not_overflow(beta_w, sign):
+    """The largest scales, every bit different or every one equal, more inputs than a 16-bit counter can hold."""
     c_in, channels = 1300, 3
     q = np.full((channels, -(-c_in // (beta_w or c_in))), kernels.MAX_Q, np.uint8)
     ones, zeros = np.ones(channels, np.float32), np.zeros(channels, np.float32)
     tensors = {"in_shift": np.zeros(c_in, np.float32), "bits": np.zeros((channels, -(-c_in // 8)), np.uint8), "q": q}
     tensors |= {"s": ones, "scale": ones, "shift": zeros, "slope": ones}
     block = Block(channels=channels, kernel=1, beta_w=beta_w)
-    out = run(block, np.full((1, 2, 2, c_in), -1, np.float32), tensors)
-    assert (out == -kernels.MAX_Q * c_in - 1).all()
+    out = run(block, np.full((1, 2, 2, c_in), sign, np.float32), tensors)
+    assert (out == sign * (kernels.MAX_Q * c_in + 1)).all()
 
 
 def test_scales_beyond_seven_bits_are_refused():
     with pytest.raises(ValueError, match="up to 127, not 128"):
-        binary_weights(np.zeros((1, 2), np.uint8), np.full((1, 1), 128, np.uint8), 16, 1, 16, 0, 4)
+        binary_weights(
+            np.zeros((1, 2), np.uint8), np.full((1, 1), 128, np.uint8), np.zeros(16, np.float32), 1, 16, 0, 4
+        )
 
 
 def test_activation_scales_follow_their_groups():

@@ -1,0 +1,159 @@
+"""The SIMD type against what its functions say in NumPy; backends against each other; the code of the hot loop."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from models import simd
+from models.errors import HadanetError
+from models.jit import kernel
+from models.simd import BACKEND, BACKENDS, WORD_BITS, choose
+from models.simd.choice import features
+
+ROOT = Path(__file__).resolve().parents[2]
+TIMEOUT_S = 180
+ROWS = (2, 0, 3)
+MOST, WIDTH = min(BACKEND.steps + 1, 100), BACKEND.width
+RUNNABLE = [b for b in BACKENDS if b.requires <= features()]
+
+HOT = {"avx512": ("vpopcntb", "vpdpbusd"), "avxvnni": ("vpshufb", "vpdpbusd"), "avx2": ("vpshufb", "vpmaddubsw")}
+CPU = {"avx512": "", "avxvnni": "alderlake", "avx2": "haswell"}
+"""Without AVX-512 in the processor that Numba compiles for, none can slip into the code of the others."""
+
+PER_VECTOR = {"vpshufb": 2}
+"""Instructions of a popcount by table; all others appear once for each vector of counters."""
+
+
+def child(*arguments, **environment):
+    done = subprocess.run(
+        [sys.executable, "-W", "error", *arguments],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@kernel()
+def count_all(words, steps, base, out):
+    for k in range(MOST):
+        n = simd.start(simd.load_ints(base, 1, 0), ROWS)
+        for _ in range(k):
+            agree = simd.broadcast_words(words, ROWS, 1) ^ simd.load_bytes(steps, 0, 0)
+            n = simd.dot(n, simd.popcount(agree), simd.load_bytes(steps, 0, 1))
+        simd.store_rows(simd.as_floats(simd.settle(n)), out, (0, 1, 2), k * WIDTH)
+
+
+def test_counting_up_to_the_last_step_is_exact():
+    """All bits differ and all scales are the largest ones somewhere: counters of 16 bits come to their end."""
+    rng = np.random.default_rng(0)
+    width, most = WIDTH, MOST
+    words = rng.integers(0, 2**32, (4, 2), np.uint32)
+    words[:, 1] = 2**32 - 1
+    steps = rng.integers(0, 255, (1, 2, 4 * width), np.uint8)
+    steps[0, 0, :8], steps[0, 1, :8] = 0, 254
+    base = rng.integers(-(2**20), 2**20, (2, 1, width), np.int32)
+    fast, slow = np.zeros((2, 3, most * width), np.float32)
+    count_all(words, steps, base, fast)
+    getattr(count_all, "py_func", count_all)(words, steps, base, slow)
+    assert np.array_equal(fast, slow)
+    assert fast[0, (most - 1) * width] == base[1, 0, 0] + 4 * 8 * 254 * (most - 1)
+
+
+@kernel()
+def float_all(floats, tiles, numbers, out, sums, bits):
+    places = simd.scale(simd.shift(simd.take(numbers, 1, ROWS), 1), 2)
+    y = simd.multiply_add(simd.broadcast_floats(floats, ROWS, 1), simd.load_floats(tiles, 1, 0), simd.no_floats(ROWS))
+    y = simd.prelu(y + simd.load_rows(floats, ROWS, 0), simd.load_floats(tiles, 0, 0))
+    simd.store_rows(y, out, ROWS, 0)
+    for i in range(3):
+        x = simd.load_word(floats, i, 1) + simd.load_word(floats, places[i] % np.uint64(4), 0)
+        sums[i] = simd.add_up(simd.absolute(x))
+        bits[i] = simd.sign_bits(x)
+
+
+def test_floats_mean_what_they_say():
+    rng = np.random.default_rng(1)
+    wide = BACKEND.width + WORD_BITS + 1
+    floats, tiles = rng.normal(size=(4, wide)).astype(np.float32), rng.normal(size=(2, 1, BACKEND.width))
+    floats[0, 3], floats[1, 3] = 0.0, -0.0
+    floats[0, 4] = np.nan
+    tiles = tiles.astype(np.float32)
+    got, want = ([np.zeros((4, wide), np.float32), np.zeros(3, np.float32), np.zeros(3, np.uint32)] for _ in range(2))
+    numbers = np.arange(4, dtype=np.uint64)
+    float_all(floats, tiles, numbers, *got)
+    getattr(float_all, "py_func", float_all)(floats, tiles, numbers, *want)
+    for fast, slow in zip(got, want, strict=True):
+        np.testing.assert_array_equal(fast, slow)
+
+
+def test_the_best_backend_that_the_processor_has_is_taken():
+    names = [choose(b.requires | {"sse2"}, environment={}).name for b in BACKENDS]
+    assert names == [b.name for b in BACKENDS]
+    assert choose(set(), environment={}).name == "portable"
+    assert choose(set(), environment={"HADANET_SIMD": "avx2"}).name == "avx2"
+    with pytest.raises(HadanetError, match="HADANET_SIMD=mmx: there is no such backend; choose one of avx512, "):
+        choose(set(), environment={"HADANET_SIMD": "mmx"})
+
+
+def test_a_tile_fills_whole_words_and_scales_fit_the_counters():
+    assert all(WORD_BITS % b.width == 0 for b in BACKENDS)
+
+
+@pytest.mark.parametrize("backend", [b.name for b in RUNNABLE])
+def test_every_backend_gives_the_same_bits_and_floats(backend):
+    here = child("-m", "tests.simd_child", "features", HADANET_SIMD="")
+    there = child("-m", "tests.simd_child", "features", HADANET_SIMD=backend)
+    assert there.split()[0] == backend
+    assert there.split()[1] == here.split()[1]
+
+
+@pytest.mark.parametrize("backend", [b.name for b in RUNNABLE if b is not BACKEND])
+def test_the_property_tests_hold_for_every_backend(backend):
+    child("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/property/test_kernels.py", HADANET_SIMD=backend)
+
+
+def loops(text):
+    """The bodies of all innermost loops of assembly: from a label to a jump back to it, with none in between."""
+    lines = [line.strip() for line in text.splitlines()]
+    labels = {line[:-1]: i for i, line in enumerate(lines) if re.fullmatch(r"\.L\w+:", line)}
+    for i, line in enumerate(lines):
+        jump = re.fullmatch(r"j\w+\s+(\.L\w+)", line)
+        if jump and labels.get(jump[1], i) < i:
+            body = lines[labels[jump[1]] + 1 : i]
+            if not any(re.fullmatch(r"\.L\w+:", other) for other in body):
+                yield body
+
+
+@pytest.mark.parametrize("backend", [b for b in RUNNABLE if b.name in HOT], ids=lambda b: b.name)
+def test_the_hot_loop_has_the_expected_instructions_and_spills_nothing(backend, tmp_path):
+    """The innermost loop over the steps of a run: one product for each counter, none of them in memory."""
+    text = child(
+        *("-m", "tests.simd_child", "assembly"),
+        HADANET_SIMD=backend.name,
+        NUMBA_CPU_NAME=CPU[backend.name],
+        NUMBA_CACHE_DIR=str(tmp_path),  # code from the cache has no text
+    )
+    popcount, dot = HOT[backend.name]
+    counters = backend.rows * backend.columns
+
+    def uses(body, instruction):
+        return sum(line.startswith(instruction) for line in body)
+
+    hot = [body for body in loops(text) if uses(body, dot) == counters and not uses(body, "vcvtdq2ps")]
+    assert hot, f"no loop has {counters} of {dot}"
+    for body in hot:
+        assert uses(body, popcount) == counters * PER_VECTOR.get(popcount, 1)
+        assert [line for line in body if re.search(r"%[xyz]mm\d+, -?\d*\(%rsp", line)] == []
+        if backend.name == "avx512":
+            assert uses(body, "vpxor") == counters
+            assert [line for line in body if re.search(r"\(%rsp.*%[xyz]mm", line)] == []
