@@ -161,7 +161,7 @@ class Desk:
             )  # before the lock: the flight takes it for each frame and must not wait for a disk
             with self._changed:
                 self.answers += new
-                self._position = position
+                self._position = max(self._position, position)
                 self._changed.notify_all()
         elif isinstance(message, Control):
             self._controls.append(message)
@@ -229,7 +229,7 @@ class Desk:
         self._heard_s = time.monotonic()
         frame = told.frame if told.boot == self.log.boot else -1
         self._waiting = (name, told)
-        if told.position > self.log.last()[0]:
+        if told.position > self._position:  # the log took the place of a damaged one
             self.log.start_after(told.position)
             position, _ = self.log.last()
             with self._changed:

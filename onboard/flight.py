@@ -27,6 +27,8 @@ LATENCIES_KEPT = 20_000
 STATUS_EVERY_S = 1.0
 
 Floats32 = NDArray[np.float32]
+Bits = NDArray[np.uint8]
+Scales = NDArray[np.float16]
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -93,16 +95,16 @@ class Flight:
             confidence=out[np.arange(len(out)), classes],
             class_names=model.classes,
         )
-        asked = self._ask(result, features, values)
-        self._hand_over(result, features, motion)
+        bits, scales = features.bits, features.scales.astype(np.float16)  # as label log and learner keep them
+        asked = self._ask(result, bits, scales, values)
+        self._hand_over(result, bits, scales, motion)
         self.inference_ms.append((inferred - start) * 1e3)
         self.whole_ms.append((time.perf_counter() - start) * 1e3)
         self.frames += 1
         return Step(result, features, head, out, motion, asked)
 
-    def _ask(self, result: FrameResult, features: Features, values: Floats32) -> tuple[Query, ...]:
+    def _ask(self, result: FrameResult, bits: Bits, scales: Scales, values: Floats32) -> tuple[Query, ...]:
         frame, ask = result.frame, self._config.ask
-        scales = features.scales.astype(np.float16)
         queries = []
         for tile in self._asker.choose(frame.index, self._path, values):
             self.questions += 1
@@ -121,18 +123,18 @@ class Flight:
                 lat_deg=frame.pose.lat_deg,
                 lon_deg=frame.pose.lon_deg,
             )
-            self._desk.ask(query, features.bits[tile].tobytes(), scales[tile].tobytes())
+            self._desk.ask(query, bits[tile].tobytes(), scales[tile].tobytes())
             queries.append(query)
         return tuple(queries)
 
-    def _hand_over(self, result: FrameResult, features: Features, motion: NDArray[np.float64] | None) -> None:
+    def _hand_over(self, result: FrameResult, bits: Bits, scales: Scales, motion: NDArray[np.float64] | None) -> None:
         frame = result.frame
         self._desk.frame(
             Observation(
                 self._desk.log.boot,
                 frame.index,
-                features.bits.tobytes(),
-                features.scales.astype(np.float16).tobytes(),
+                bits.tobytes(),
+                scales.tobytes(),
                 None if motion is None else motion.tobytes(),
             )
         )

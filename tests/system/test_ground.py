@@ -11,7 +11,7 @@ import pytest
 
 from ground.cli import default_data, main
 from link.messages import Control, Label, Mirror, Undo, Welcome
-from tests.system.ground_process import SERVE, Drone, Ground
+from tests.system.ground_process import SERVE
 
 FIRST, SECOND, THIRD = (str((7 << 32) + frame) for frame in (0, 4, 8))
 DIES_BEFORE_SENDING = """
@@ -27,21 +27,6 @@ def die(self, drone, message):
 StationLink.post = die
 sys.exit(main())
 """
-
-
-@pytest.fixture
-def ground(tmp_path):
-    ground = Ground(tmp_path)
-    ground.start()
-    yield ground
-    ground.stop(signal.SIGKILL)
-
-
-@pytest.fixture
-def drone(ground):
-    drone = Drone(ground)
-    yield drone
-    drone.link.close()
 
 
 def test_a_flight_its_questions_and_the_answers(ground, drone):

@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from link.messages import Control, Label, Undo
-from tests.system.ground_process import WAIT_S, Drone, Ground
+from tests.system.ground_process import WAIT_S, Drone
 
 chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 if chromium is None:
@@ -35,21 +35,6 @@ def browser():
         browser = playwright.chromium.launch(executable_path=chromium, args=QUIET)
         yield browser
         browser.close()
-
-
-@pytest.fixture
-def ground(tmp_path):
-    ground = Ground(tmp_path)
-    ground.start()
-    yield ground
-    ground.stop(signal.SIGKILL)
-
-
-@pytest.fixture
-def drone(ground):
-    drone = Drone(ground)
-    yield drone
-    drone.link.close()
 
 
 @pytest.fixture
