@@ -60,9 +60,6 @@ def read(path: Path) -> tuple[Recipe, str]:
 
 def _misfit(network: NetworkSpec) -> str | None:
     """What the network's layers do not agree on; the bounds of each value alone stand in its type."""
-    last = len(network.blocks) - 1
-    if list(network.taps) != sorted({t for t in network.taps if 0 <= t <= last}):
-        return f"network.taps must be rising numbers of blocks, 0..{last}, not {list(network.taps)}"
     if network.stem.kernel % 2 == 0:
         return f"network.stem.kernel must be odd, not {network.stem.kernel}"
     size = (network.input_size - 1) // network.stem.stride + 1
