@@ -62,7 +62,7 @@ class Series(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
 
 class Captures(msgspec.Struct, frozen=True, kw_only=True, eq=False):
-    """When the camera was triggered, as the log tells it: t_ns int64 (N,) on the log's clock, and from which message."""
+    """When the camera was triggered, as the log tells it: t_ns int64 (N,) on its clock, and from which message."""
 
     source: str
     t_ns: NDArray[np.int64]
