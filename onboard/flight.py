@@ -1,6 +1,7 @@
 """One frame after another: tiles, packed inference, registration, smoothing, questions. Waits for nothing.
 
-The same object flies in `onboard run` and in `onboard replay`.
+The same object flies in `onboard run` and in `onboard replay`. A step has two parts: `look` is what does not depend on
+the head in force, and may be a frame or two ahead in another thread; `decide` is what does.
 """
 
 import time
@@ -29,6 +30,19 @@ STATUS_EVERY_S = 1.0
 Floats32 = NDArray[np.float32]
 Bits = NDArray[np.uint8]
 Scales = NDArray[np.float16]
+
+
+class Look(msgspec.Struct, frozen=True):
+    """What one frame shows, whatever was learned: features of its tiles, motion (3, 3) to the frame before or None.
+
+    inference_ms, whole_ms: how long the features took, and all of it.
+    """
+
+    frame: Frame
+    features: Features
+    motion: NDArray[np.float64] | None
+    inference_ms: float
+    whole_ms: float
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -74,16 +88,28 @@ class Flight:
         self._started_s = time.monotonic()
 
     def step(self, frame: Frame) -> Step:
-        """Fly one frame."""
+        """Fly one frame. Raises SourceError for one that is too small for the grid."""
+        return self.decide(self.look(frame))
+
+    def look(self, frame: Frame) -> Look:
+        """The first part of `step`, for each frame in turn. Raises SourceError as `step` does."""
         start = time.perf_counter()
-        rows, cols = self._config.camera.rows, self._config.camera.cols
-        model = self._desk.model  # one immutable model for the whole frame
-        cut(frame.image, rows, cols, model.spec.input_size, self._tiles)
+        camera = self._config.camera
+        cut(frame.image, camera.rows, camera.cols, self._tiles.shape[1], self._tiles)
         features = self._engine.features(self._tiles)
-        values = features.values()
-        head = softmax(head_logits(model, values))
         inferred = time.perf_counter()
         motion = self._registration.step(frame.image)
+        return Look(frame, features, motion, (inferred - start) * 1e3, (time.perf_counter() - start) * 1e3)
+
+    def decide(self, look: Look) -> Step:
+        """The second part of `step`, for each look in turn."""
+        start = time.perf_counter()
+        rows, cols = self._config.camera.rows, self._config.camera.cols
+        frame, features, motion = look.frame, look.features, look.motion
+        model = self._desk.model  # one immutable model for the whole frame
+        values = features.values()
+        head = softmax(head_logits(model, values))
+        decided = time.perf_counter()
         self._path.add(frame.index, motion)
         out = self._smoother.step(head, motion)
         classes = out.argmax(axis=1).astype(np.uint8)
@@ -98,8 +124,8 @@ class Flight:
         bits, scales = features.bits, features.scales.astype(np.float16)  # as label log and learner keep them
         asked = self._ask(result, bits, scales, values)
         self._hand_over(result, bits, scales, motion)
-        self.inference_ms.append((inferred - start) * 1e3)
-        self.whole_ms.append((time.perf_counter() - start) * 1e3)
+        self.inference_ms.append(look.inference_ms + (decided - start) * 1e3)
+        self.whole_ms.append(look.whole_ms + (time.perf_counter() - start) * 1e3)
         self.frames += 1
         return Step(result, features, head, out, motion, asked)
 
