@@ -6,6 +6,7 @@ the head in force, and may be a frame or two ahead in another thread; `decide` i
 
 import time
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 import numpy as np
@@ -18,7 +19,7 @@ from onboard.config import Config
 from onboard.desk import Desk, Post
 from onboard.detections import FrameResult
 from onboard.frame import Frame
-from onboard.grid import crop, cut, jpeg
+from onboard.grid import crop, cut, jpeg, warm_up
 from onboard.learner import HISTORY_FRAMES, Observation, head_logits
 from onboard.queries import Asker
 from onboard.recorder import Recorder
@@ -78,8 +79,10 @@ class Flight:
         self._recorder = recorder
         self._engine = Engine(base, threads=config.model.threads)
         self._engine.warm_up()
+        warm_up()
         self._tiles = np.zeros((rows * cols, base.spec.input_size, base.spec.input_size, 3), np.uint8)
         self._registration = Registration(rows, cols)
+        self._beside = ThreadPoolExecutor(1, "registration")
         self._path = Path(HISTORY_FRAMES)
         self._smoother = Smoother(rows, cols)
         self._asker = Asker(config.ask.share, rows, cols, config.seed)
@@ -96,10 +99,10 @@ class Flight:
         start = time.perf_counter()
         camera = self._config.camera
         cut(frame.image, camera.rows, camera.cols, self._tiles.shape[1], self._tiles)
+        motion = self._beside.submit(self._registration.step, frame.image)
         features = self._engine.features(self._tiles)
         inferred = time.perf_counter()
-        motion = self._registration.step(frame.image)
-        return Look(frame, features, motion, (inferred - start) * 1e3, (time.perf_counter() - start) * 1e3)
+        return Look(frame, features, motion.result(), (inferred - start) * 1e3, (time.perf_counter() - start) * 1e3)
 
     def decide(self, look: Look) -> Step:
         """The second part of `step`, for each look in turn."""
