@@ -78,6 +78,9 @@ def _replay(args: argparse.Namespace) -> int:
         speed=args.speed,
         state=args.state,
         page=args.page,
+        start_s=args.start_s,
+        end_s=args.end_s,
+        loops=args.loops,
     )
     report = replay.run(config, options)
     if args.report:
@@ -139,6 +142,13 @@ def _count(text: str) -> int:
     return value
 
 
+def _positive(text: str) -> int:
+    value = _count(text)
+    if not value:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return value
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line of `onboard`."""
     top = argparse.ArgumentParser(prog="onboard", description=__doc__)
@@ -160,6 +170,9 @@ def parser() -> argparse.ArgumentParser:
     replay.add_argument("--label-delay", type=_count, default=5, help="frames until an answer comes (%(default)s)")
     replay.add_argument("--seed", type=_count, default=0)
     replay.add_argument("--speed", type=_at_least_0, default=0.0, help="1 is real time, 0 as fast as possible (0)")
+    replay.add_argument("--from", type=_at_least_0, default=0.0, dest="start_s", metavar="S", help="seconds in (0)")
+    replay.add_argument("--to", type=_at_least_0, dest="end_s", metavar="S", help="up to so many seconds in (its end)")
+    replay.add_argument("--loop", type=_positive, default=1, dest="loops", metavar="N", help="fly it N times over (1)")
     replay.add_argument("--report", type=Path, help="write report.json here")
     replay.add_argument("--picture", type=Path, help="draw the flight here (PNG)")
     replay.add_argument("--config", type=Path, help="onboard.toml; the options here go before it")

@@ -29,6 +29,7 @@ from onboard.report import Report, Timeline, percentiles
 from onboard.scores import Scorer
 from onboard.sim.source import SimSource
 from onboard.sources import open_source
+from onboard.sources.window import Window
 from onboard.supervisor import Supervisor
 from onboard.truth import Truth
 
@@ -42,7 +43,7 @@ MIRROR_TIMEOUT_S = 20.0
 class Options(msgspec.Struct, frozen=True, kw_only=True):
     """What the command line says. `page`: a station's page, which then carries the answers. `speed` 0: no pacing.
 
-    `classes` is empty where none were asked for.
+    `classes` is empty where none were asked for. start_s, end_s, loops: which part of the flight, and how often.
     """
 
     source: str
@@ -53,6 +54,9 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     speed: float = 0.0
     state: Path | None = None
     page: str = ""
+    start_s: float = 0.0
+    end_s: float | None = None
+    loops: int = 1
 
 
 class Loopback:
@@ -87,6 +91,9 @@ def run(config: Config, options: Options, progress: Progress | None = None) -> R
         source = open_source(options.source)
         stack.callback(source.close)
         config, truth = _with_truth(config, options, source)
+        if (options.start_s, options.end_s, options.loops) != (0.0, None, 1):
+            source = window = Window(source, options.start_s, options.end_s, options.loops)
+            truth = truth and window.truth(truth)
         state = options.state
         if state is None:
             state = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hadanet-replay-")))
