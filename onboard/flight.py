@@ -126,7 +126,7 @@ class Flight:
         )
         bits, scales = features.bits, features.scales.astype(np.float16)  # as label log and learner keep them
         asked = self._ask(result, bits, scales, values)
-        self._hand_over(result, bits, scales, motion)
+        self._hand_over(result, model, bits, scales, motion)
         self.inference_ms.append(look.inference_ms + (decided - start) * 1e3)
         self.whole_ms.append(look.whole_ms + (time.perf_counter() - start) * 1e3)
         self.frames += 1
@@ -156,9 +156,11 @@ class Flight:
             queries.append(query)
         return tuple(queries)
 
-    def _hand_over(self, result: FrameResult, bits: Bits, scales: Scales, motion: NDArray[np.float64] | None) -> None:
+    def _hand_over(
+        self, result: FrameResult, model: Model, bits: Bits, scales: Scales, motion: NDArray[np.float64] | None
+    ) -> None:
         frame = result.frame
-        self._desk.frame(
+        position = self._desk.frame(
             Observation(
                 self._desk.log.boot,
                 frame.index,
@@ -183,7 +185,7 @@ class Flight:
             self._post.post(status)
             self._desk.tell(status)
         if self._recorder:
-            self._recorder.frame(result)
+            self._recorder.frame(result, model, position)
 
     def status(self, frame: Frame) -> Status:
         """How the drone is, as of this frame."""
