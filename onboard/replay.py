@@ -26,11 +26,12 @@ from onboard.flight import Flight, Look
 from onboard.frame import Frame, Skipped, Source
 from onboard.operator import Operator, straight, through_station
 from onboard.report import Report, Timeline, percentiles
-from onboard.scores import Scorer
+from onboard.scores import MAX_FRAMES, Scorer
 from onboard.sim.source import SimSource
 from onboard.sources import open_source
 from onboard.sources.window import Window
 from onboard.supervisor import Supervisor
+from onboard.thinned import Thinned
 from onboard.truth import Truth
 
 LEARNER_TIMEOUT_S = 60.0
@@ -137,7 +138,8 @@ class _Replay:
         stack: ExitStack,
     ) -> None:
         self.config, self.options, self.source, self.assembly = config, options, source, assembly
-        self.timeline = Timeline([], [], [])
+        self.frames = Thinned[tuple[int, int]](MAX_FRAMES)  # number, bytes sent: as many as there are scores of
+        self.arrived = Thinned[int](MAX_FRAMES)
         self.skipped: list[Skipped] = []
         self.started = 0.0
         self.first_ns: int | None = None
@@ -170,7 +172,7 @@ class _Replay:
             deliver(query, answer)
             self.answers += 1
             self.labels += bool(answer)
-            self.timeline.labels.append(query.frame + self.options.label_delay)
+            self.arrived.add(query.frame + self.options.label_delay)
 
         return counted
 
@@ -205,8 +207,7 @@ class _Replay:
             self.scorer.see(frame, step)
         if self.learner:
             self._await(self.learner, frame)
-        self.timeline.frames.append(frame.index)
-        self.timeline.bytes_up.append(self._bytes()[0])
+        self.frames.add((frame.index, self._bytes()[0]))
 
     def _await(self, learner: Supervisor, frame: Frame) -> None:
         """Wait until the learner is done with a frame; one that was killed is started again meanwhile."""
@@ -271,7 +272,12 @@ class _Replay:
             base_hash=self.assembly.base.hash,
             mirror_hash=mirror_hash,
             seed=config.seed,
-            timeline=msgspec.structs.replace(self.timeline, hits=scores.hits if scores else {}),
+            timeline=Timeline(
+                frames=[number for number, _ in self.frames.items],
+                labels=self.arrived.items,
+                bytes_up=[sent for _, sent in self.frames.items],
+                hits=scores.hits if scores else {},
+            ),
         )
 
 

@@ -17,7 +17,7 @@ COLOURS = {"adapted": "#0b7a3b", "smoothed": "#c56a00", "frozen": "#8a8f98", "al
 
 
 class Timeline(msgspec.Struct, frozen=True):
-    """The flight frame by frame, for the picture.
+    """The flight frame by frame, for the picture; every second, fourth, ... frame and label of a long one.
 
     labels: the frame at which each label arrived; bytes_up: sent up to each frame; hits: per variant the number of
     right tiles and of tiles with truth in each frame.
