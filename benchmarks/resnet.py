@@ -20,8 +20,7 @@ WIDTHS = (64, 128, 256, 512)
 SPEC = NetworkSpec(
     name="resnet-18",
     input_size=SIZE,
-    mean=(123.7, 116.3, 103.5),
-    std=(58.4, 57.1, 57.4),
+    mean=(124, 116, 104),
     stem=Stem(channels=WIDTHS[0], kernel=7, stride=2),
     blocks=tuple(Block(channels=c, stride=2 if i == 0 else 1, beta_w=16) for c in WIDTHS for i in range(4)),
     taps=(15,),

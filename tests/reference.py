@@ -78,7 +78,7 @@ def block(x, tensors, channels, kernel, stride, beta_w, beta_a):
 def stem(tiles, tensors, spec):
     rgb = np.stack([tiles[..., 2], tiles[..., 1], tiles[..., 0]], axis=-1).astype(np.float64)
     weight = tensors["stem.weight"].astype(np.float64).reshape(spec.stem.channels, -1)
-    y = convolve((rgb - spec.mean) / spec.std, weight, spec.stem.kernel, spec.stem.stride)
+    y = convolve(rgb - spec.mean, weight, spec.stem.kernel, spec.stem.stride)
     return prelu(y * tensors["stem.scale"] + tensors["stem.shift"], tensors["stem.slope"].astype(np.float64))
 
 
@@ -125,8 +125,8 @@ def random_tensors(rng, spec, classes):
     """All tensors of a model with this spec."""
     channels, k = spec.stem.channels, spec.stem.kernel
     tensors = {
-        "stem.weight": rng.normal(0, 0.3, (channels, k, k, 3)).astype(np.float32),
-        "stem.scale": rng.normal(1, 0.2, channels).astype(np.float32),
+        "stem.weight": rng.integers(-127, 128, (channels, k, k, 3), np.int8),
+        "stem.scale": (rng.normal(1, 0.2, channels) / (4096 * k)).astype(np.float32),
         "stem.shift": rng.normal(0, 0.2, channels).astype(np.float32),
         "stem.slope": rng.uniform(0, 0.5, channels).astype(np.float32),
         "features.scale": rng.normal(1, 0.2, spec.feature_count).astype(np.float32),

@@ -11,8 +11,7 @@ def small_spec(channels: int = 16, beta_f: int = 4) -> NetworkSpec:
     return NetworkSpec(
         name="small",
         input_size=16,
-        mean=(110.0, 105.0, 100.0),
-        std=(50.0, 55.0, 60.0),
+        mean=(110, 105, 100),
         stem=Stem(channels=8),
         blocks=(Block(channels=16, stride=2, beta_w=8), Block(channels=channels, beta_w=0, beta_a=8)),
         taps=(0, 1),

@@ -22,8 +22,7 @@ def network(*blocks, taps, size=16, **stem):
     return NetworkSpec(
         name="random",
         input_size=size,
-        mean=(100.0, 110.0, 120.0),
-        std=(50.0, 55.0, 60.0),
+        mean=(100, 110, 120),
         stem=Stem(**({"channels": 20} | stem)),
         blocks=blocks,
         taps=taps,

@@ -25,8 +25,7 @@ def test_forward_equals_the_slow_twin():
     spec = NetworkSpec(
         name="odd",
         input_size=12,
-        mean=(100.0, 110.0, 120.0),
-        std=(40.0, 50.0, 60.0),
+        mean=(100, 110, 120),
         stem=Stem(channels=6, kernel=5, stride=1),
         blocks=(
             Block(channels=10, kernel=5, stride=2, beta_w=7, beta_a=4),

@@ -151,8 +151,7 @@ SPECS = [
     NetworkSpec(
         name="mixed",
         input_size=16,
-        mean=(100.0, 110.0, 120.0),
-        std=(50.0, 55.0, 60.0),
+        mean=(100, 110, 120),
         stem=Stem(channels=12),
         blocks=(
             Block(channels=20, beta_w=16, beta_a=0),
@@ -165,8 +164,7 @@ SPECS = [
     NetworkSpec(
         name="wide",
         input_size=15,
-        mean=(0.0, 0.0, 0.0),
-        std=(255.0, 255.0, 255.0),
+        mean=(0, 0, 0),
         stem=Stem(channels=8, kernel=5, stride=1),
         blocks=(Block(channels=40, kernel=5, beta_w=32, beta_a=64), Block(channels=16, beta_w=1000, beta_a=1)),
         taps=(1,),
