@@ -93,7 +93,7 @@ def plain_product(plan: Plan, buffers: Buffers, bits: NDArray[np.uint8]) -> None
             for p in range(panel, last + ONE, STEP):
                 rows = v.from_(p, ROW_NUMBERS, last)
                 places = v.shift(v.scale(rows, layer.words), layer.word)
-                n = v.start(v.load_ints(plan.ints, layer.base + tile * WIDTH), rows)
+                n = v.start(v.load_ints(plan.ints, layer.begins + tile * WIDTH), rows)
                 line = tile * layer.words * LINE
                 for part in range(ZERO, layer.words, STEPS):
                     for k in range(part, min(part + STEPS, layer.words)):

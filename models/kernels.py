@@ -108,7 +108,7 @@ FIELDS = {
     "span_count": "how many spans; of a stem, lines of its kernel",
     "steps": "bytes: lines of weights, tile after tile",
     "lines": "lines of a tile",
-    "base": "ints: where each sum starts, for each tile and run",
+    "begins": "ints: where each sum begins, for each tile and run",
     "runs": "runs of a tile",
     "tiles": "BACKEND.width output channels each",
     # the epilogue
@@ -165,7 +165,7 @@ EVEN, ODD, BYTE = np.uint32(0x00FF00FF), np.uint32(0xFF00FF00), np.uint32(8)
 
 
 @kernel(forceinline=True, _nrt=False)
-def _pair(x: np.uint32, y: np.uint32, words: Words, at: Index) -> None:
+def _pair(x: Index, y: Index, words: Words, at: Index) -> None:
     """Store two words as bytes 0, 4, 2, 6 of both, then 1, 5, 3, 7.
 
     Neighbouring bytes, which have the same weight scale, then stand at the same place of the two words.
@@ -287,7 +287,7 @@ def binary_sums(plan: Plan, buffers: Buffers, layer: Layer, places: Rows, groups
     """
     words, scales, ints, steps = buffers.words, buffers.scales, plan.ints, plan.bytes
     y = no_floats(places)
-    line, base = layer.steps + tile * layer.lines * LINE, layer.base + tile * layer.runs * WIDTH
+    line, base = layer.steps + tile * layer.lines * LINE, layer.begins + tile * layer.runs * WIDTH
     for s in range(layer.spans, layer.spans + SPAN * layer.span_count, SPAN):
         at, group = plan.indices[s], plan.indices[s + ONE]
         count, pairs, singles = plan.indices[s + TWO], plan.indices[s + THREE], plan.indices[s + FOUR]
@@ -321,7 +321,7 @@ def binary_sums(plan: Plan, buffers: Buffers, layer: Layer, places: Rows, groups
 @kernel(forceinline=True, _nrt=False)
 def _stem_sums(plan: Plan, buffers: Buffers, layer: Layer, places: Rows, tile: Index) -> Value:
     """Sums of weights times pixels less the mean; places: where the windows begin in the padded pixels."""
-    n = repeat(load_ints(plan.ints, layer.base + tile * WIDTH), places)
+    n = repeat(load_ints(plan.ints, layer.begins + tile * WIDTH), places)
     line = layer.steps + tile * layer.lines * LINE
     for s in range(layer.spans, layer.spans + layer.span_count):
         at = plan.indices[s]

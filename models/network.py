@@ -124,11 +124,11 @@ class NetworkSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         layers: list[tuple[str, Stem | Block]] = [("stem", self.stem)]
         layers += [(f"blocks[{i}]", block) for i, block in enumerate(self.blocks)]
         for name, layer in layers:
+            if layer.padding and layer.kernel % 2 == 0:
+                raise ValueError(f"network.{name}: a kernel of {layer.kernel} with padding: it must be odd")
             if isinstance(layer, Block):
                 out.append(side)
                 _check_shortcut(name, layer, side)
-            if layer.padding and layer.kernel % 2 == 0:
-                raise ValueError(f"network.{name}: a kernel of {layer.kernel} with padding: it must be odd")
             side = conv_side(layer, side)
             if side >= 1 and layer.pool:
                 if layer.pool.padding * 2 > layer.pool.size:

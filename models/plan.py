@@ -166,7 +166,7 @@ class Builder:
             "windows": self._indices.add(corners[:, None] * width + corners),
             "steps": self._bytes.add(tiles(steps)),
             "lines": steps.shape[1],
-            "base": self._ints.add(tiles(base)),
+            "begins": self._ints.add(tiles(base)),
             "runs": base.shape[1],
             "tiles": padded(own.channels) // BACKEND.width,
         }
@@ -214,7 +214,7 @@ class Builder:
                 layer[name] = places.begin(layer.get(name, 0))
             if layer["short"] != int(NONE):
                 layer["short"] = maps.begin(layer["short"]) if layer.get("repeats") else layer["source"]
-        table = np.zeros(len(self.layers), LAYER)
+        table = np.zeros(len(self.layers), LAYER).view(np.recarray)
         for row, layer in zip(table, self.layers, strict=True):
             for name, value in layer.items():
                 row[name] = value

@@ -25,7 +25,11 @@ def small_model(classes: tuple[str, ...] = ("a", "b", "c"), seed: int = 0, **spe
     random = np.random.default_rng(seed)
     tensors = {}
     for name, (dtype, shape) in (network.shapes() | head_shapes(network, len(classes))).items():
-        if dtype == "float32":
+        if name == "stem.scale":
+            tensors[name] = random.normal(0, 1e-3, shape).astype(np.float32)
+        elif dtype == "int8":
+            tensors[name] = random.integers(-127, 128, shape).astype(np.int8)
+        elif dtype == "float32":
             tensors[name] = random.normal(0, 0.5, shape).astype(np.float32)
         elif dtype == "int16":
             tensors[name] = random.integers(-300, 300, shape).astype(np.int16)

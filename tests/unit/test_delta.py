@@ -29,6 +29,8 @@ SPEC = NetworkSpec(
 def random_tensor(rng, spec, name, dtype, shape):
     if dtype == "float32":
         return rng.normal(size=shape).astype(np.float32)
+    if dtype == "int8":
+        return rng.integers(-127, 128, shape).astype(np.int8)
     if dtype == "int16":
         return rng.integers(-300, 300, shape).astype(np.int16)
     if name.endswith(".q"):
