@@ -14,6 +14,9 @@ from models.jit import without_broken_cache
 from models.model import Model
 from models.network import HEAD_STEP, POOL_EPSILON
 
+TEAM_PRODUCTS = 10**8
+"""An image of fewer products is computed by one thread: the others would wait for each other longer than they work."""
+
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
@@ -50,7 +53,7 @@ class Engine:
             raise ValueError(f"an engine needs at least one thread, not {threads}")
         self.model = model
         layout = plan.of_network(model.spec, model.tensors)
-        self._plan = layout.plan
+        self._plan, self._together = layout.plan, layout.products >= TEAM_PRODUCTS
         self._buffers = [layout.buffers() for _ in range(threads)]
         self._mine = threading.Lock()
         self._others = ThreadPoolExecutor(threads - 1, "engine") if threads > 1 else None
@@ -96,9 +99,9 @@ class Engine:
         return out
 
     def _run(self, tiles: NDArray[np.uint8], out: Floats) -> None:
-        """In pieces that threads take one by one; where there are too few of them, all threads share each."""
+        """In pieces that threads take one by one; a few large images are shared by all threads, layer by layer."""
         threads = len(self._buffers)
-        alone = len(tiles) >= threads * self._buffers[0].images
+        alone = not self._together or len(tiles) >= threads * self._buffers[0].images
         shared = np.zeros(kernels.SHARED, np.int64)
 
         def work(member: int) -> None:

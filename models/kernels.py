@@ -458,10 +458,12 @@ def run_layer(plan: Plan, buffers: Buffers, number: int, images: int, gate: Shar
         for image in range(own, count, all_):
             _repeat(buffers, layer, image)
         meet(gate, team)
-    panels = (layer.pixels + PANEL - ONE) // PANEL
+    step, parts = np.uint64(ROWS), (all_ + count - ONE) // count  # of an image, so that every thread has one
+    panel = min(PANEL, (layer.pixels + parts * step - ONE) // (parts * step) * step)
+    panels = (layer.pixels + panel - ONE) // panel
     for unit in range(own, count * panels, all_):
-        image, first = unit // panels, unit % panels * PANEL
-        end = min(first + PANEL, layer.pixels)
+        image, first = unit // panels, unit % panels * panel
+        end = min(first + panel, layer.pixels)
         convolve(plan, buffers, layer, image, first, end)
         if not layer.pool and not last:
             _pack(plan, buffers, following, image, first, end)

@@ -88,6 +88,7 @@ class Builder:
         self._bytes, self._ints, self._floats = _Arena(np.uint8), _Arena(np.int32), _Arena(np.float32)
         self._indices, self._masks = _Arena(np.uint64), _Arena(np.uint32)
         self._border = np.zeros(3, np.uint8)
+        self._products = 0
 
     def stem(self, stem: Stem, size: int, mean: tuple[int, int, int], tensors: Tensors) -> None:
         """tensors: `weight`, `scale`, `shift`, `slope` as in `docs/architecture.md`; size: side of a tile."""
@@ -100,6 +101,7 @@ class Builder:
         base = -(bgr.astype(np.int32) * zero).sum((1, 2, 3), dtype=np.int32)
         width = size + 2 * stem.padding
         layer = self._convolution(stem, size, base[:, None], lines.view(np.uint8).reshape(stem.channels, -1, 4))
+        self._products += layer["pixels"] * bgr.size
         layer |= {"stem": 1, "image": width * width, "words": words, "span_count": k}
         layer["spans"] = self._indices.add([3 * width * row for row in range(k)])
         layer["inside"] = self._indices.add(_inside(size, stem.padding))
@@ -119,6 +121,7 @@ class Builder:
         cut = cut_weights(bits, q, c_in, block.kernel, block.beta_w, block.beta_a, width)
         beta = block.beta_a or c_in
         layer = self._convolution(block, side, cut.base, cut.steps)
+        self._products += layer["pixels"] * block.channels * block.kernel**2 * c_in
         layer |= {
             "source_wide": padded(c_in),
             "source_pixels": side * side,
@@ -227,7 +230,7 @@ class Builder:
             self._masks.whole(),
         )
         pixels = first["image"] if "stem" in first else 0
-        return Layout(plan, images, pixels * images, self._border, words.size, scales, maps.size)
+        return Layout(plan, images, self._products, pixels * images, self._border, words.size, scales, maps.size)
 
 
 class _Places:
@@ -253,10 +256,14 @@ class _Places:
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """A plan and what its buffers need: tile pixels with their border's colour (BGR), words, scales, floats of maps."""
+    """A plan, its products for an image, and what its buffers need for `images` of them.
+
+    That is pixels of tiles, with their border's colour (BGR), packed words, scales, and floats of maps.
+    """
 
     plan: Plan
     images: int
+    products: int
     pixels: int
     border: NDArray[np.uint8]
     words: int

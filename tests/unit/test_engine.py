@@ -160,8 +160,9 @@ def test_a_compiled_network_allocates_nothing_per_frame():
 
 @pytest.mark.parametrize("threads", [2, 3, 5])
 @pytest.mark.parametrize("count", [1, 3, 60])
-def test_a_team_of_any_size_computes_what_one_thread_does(threads, count):
-    """Few tiles are shared by all threads, layer by layer; many are dealt out."""
+def test_a_team_of_any_size_computes_what_one_thread_does(threads, count, monkeypatch):
+    """Few tiles are shared by all threads, layer by layer, as large ones are; many are dealt out."""
+    monkeypatch.setattr("models.engine.TEAM_PRODUCTS", 0)
     model, tiles = random_model(POOLED), random_tiles(POOLED, count)
     want, engine = Engine(model).features(tiles), Engine(model, threads)
     for _ in range(3):
