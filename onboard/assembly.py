@@ -17,6 +17,7 @@ from link.keys import DroneKeys
 from link.messages import PROTOCOL, Hello, Message
 from models.errors import HadanetError, RecorderError
 from models.model import Model
+from onboard import flown
 from onboard.config import Config
 from onboard.desk import Desk, Post
 from onboard.flight import Flight
@@ -126,17 +127,24 @@ class Assembly:
             "model_hash": self.desk.model.hash,
             "base_hash": self.base.hash,
             "classes": ",".join(self.base.classes),
+            "boot": str(self.desk.log.boot),
+            "position": str(self.desk.log.last()[0]),
         }
+        artifact = self.config.model.artifact
         try:
             return Recorder(
                 Path(record.folder),
                 name=self.name,
                 boot=self.desk.log.boot,
                 metadata=metadata,
+                base=self.base,
+                attachments={flown.ARTIFACT: Path(artifact).read_bytes()} if artifact else {},
+                exact=record.images == "exact",
                 max_file_bytes=record.max_mb << 20,
+                keep_bytes=record.keep_mb << 20,
                 min_free_bytes=record.min_free_mb << 20,
             )
-        except RecorderError as error:
+        except (RecorderError, OSError) as error:  # OSError: the artifact, which was there a moment ago
             _log.error("no recording: %s", error)
             return None
 

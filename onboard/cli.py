@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 from rich.console import Console
@@ -22,6 +23,9 @@ from onboard.config import Config
 from onboard.desk import read_status
 from onboard.supervisor import Process, Supervisor
 from onboard.worker import initial_model
+
+if TYPE_CHECKING:
+    from onboard.replay import Options
 
 DEFAULT_CONFIG = Path("/etc/hadanet/onboard.toml")
 
@@ -53,8 +57,6 @@ def _replay(args: argparse.Namespace) -> int:
     classes = tuple(args.classes.split(",")) if args.classes else config.model.classes
     if args.letters and not args.truth:
         raise ConfigError(f"--letters {args.letters}: letters belong to a truth file; give it with --truth")
-    for path in filter(None, (args.report, args.picture)):
-        _writable(path)
     if len(classes) < 2 or len(set(classes)) != len(classes) or not all(classes):
         raise ConfigError(f"--classes {args.classes}: give at least two names, all different, with commas between them")
     config = replace(
@@ -70,7 +72,7 @@ def _replay(args: argparse.Namespace) -> int:
     if args.truth:
         letters = replay.letters(args.letters) if args.letters else replay.default_letters(classes)
     options = replay.Options(
-        source=args.source,
+        source=args.source[0],
         classes=classes if args.classes else (),
         truth=args.truth,
         letters=letters,
@@ -78,7 +80,14 @@ def _replay(args: argparse.Namespace) -> int:
         speed=args.speed,
         state=args.state,
         page=args.page,
+        start_s=args.start_s,
+        end_s=args.end_s,
+        loops=args.loops,
     )
+    if len(args.source) > 1 or args.scheduler:
+        return _fleet(args, config, options)
+    for path in filter(None, (args.report, args.picture)):
+        _writable(path)
     report = replay.run(config, options)
     if args.report:
         reports.write(report, args.report)
@@ -86,6 +95,36 @@ def _replay(args: argparse.Namespace) -> int:
         reports.draw(report, args.picture)
     reports.show(report, Console())
     return 0
+
+
+def _fleet(args: argparse.Namespace, config: Config, options: "Options") -> int:
+    """Replay several flights; what one flight keeps in a file or folder, each keeps below that folder by its name."""
+    from onboard import fleet
+
+    if args.keys or args.page:
+        raise ConfigError("--keys and --page belong to one drone, which flies one flight at a time: give one source")
+    if args.scheduler and args.jobs is not None:
+        raise ConfigError("--jobs counts processes of this machine; with --scheduler leave it out")
+    replace, tasks = msgspec.structs.replace, []
+    for name, source in zip(fleet.names(args.source), args.source, strict=True):
+        record = replace(config.record, folder=str(Path(args.record) / name) if args.record else "")
+        own = replace(options, source=source, state=args.state and args.state / name)
+        tasks.append(fleet.Task(name=name, config=replace(config, record=record), options=own, folder=os.getcwd()))
+    summary_path = args.report and args.report / "summary.json"
+    for path in filter(None, (summary_path, args.picture and args.picture / "a.png")):
+        _writable(path)
+
+    def keep(task: fleet.Task, report: reports.Report) -> None:
+        if args.report:
+            reports.write(report, args.report / task.name / "report.json")
+        if args.picture:
+            reports.draw(report, args.picture / f"{task.name}.png")
+
+    summary = fleet.run(tasks, args.jobs or 1, args.scheduler, keep)
+    if summary_path:
+        reports.write(summary, summary_path)
+    fleet.show(summary, Console())
+    return 1 if summary.failed else 0
 
 
 def _writable(path: Path) -> None:
@@ -139,6 +178,13 @@ def _count(text: str) -> int:
     return value
 
 
+def _positive(text: str) -> int:
+    value = _count(text)
+    if not value:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return value
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line of `onboard`."""
     top = argparse.ArgumentParser(prog="onboard", description=__doc__)
@@ -152,7 +198,13 @@ def parser() -> argparse.ArgumentParser:
         help="a recorded flight through the same code",
         epilog="example: onboard replay photos/ --truth labels.csv --classes object,road,trees,ground --report r.json",
     )
-    replay.add_argument("source", help="a folder of photos, a video file, or sim://")
+    replay.add_argument(
+        "source", nargs="+", help="a folder of photos, a video file, or sim://; several: one report each"
+    )
+    replay.add_argument("--jobs", type=_positive, metavar="N", help="of several flights, replay N at a time (1)")
+    replay.add_argument(
+        "--scheduler", default="", metavar="ADDRESS", help="replay on this Dask cluster, tcp://host:port"
+    )
     replay.add_argument("--truth", type=Path, help="CSV frame,row,labels; a simulated operator answers from it")
     replay.add_argument("--classes", default="", help="names of the classes, with commas")
     replay.add_argument("--letters", default="", help="the truth file's letters, as O=object,R=road (initials)")
@@ -160,7 +212,10 @@ def parser() -> argparse.ArgumentParser:
     replay.add_argument("--label-delay", type=_count, default=5, help="frames until an answer comes (%(default)s)")
     replay.add_argument("--seed", type=_count, default=0)
     replay.add_argument("--speed", type=_at_least_0, default=0.0, help="1 is real time, 0 as fast as possible (0)")
-    replay.add_argument("--report", type=Path, help="write report.json here")
+    replay.add_argument("--from", type=_at_least_0, default=0.0, dest="start_s", metavar="S", help="seconds in (0)")
+    replay.add_argument("--to", type=_at_least_0, dest="end_s", metavar="S", help="up to so many seconds in (its end)")
+    replay.add_argument("--loop", type=_positive, default=1, dest="loops", metavar="N", help="fly it N times over (1)")
+    replay.add_argument("--report", type=Path, help="write report.json here; several flights: into this folder")
     replay.add_argument("--picture", type=Path, help="draw the flight here (PNG)")
     replay.add_argument("--config", type=Path, help="onboard.toml; the options here go before it")
     replay.add_argument("--state", type=Path, help="keep outbox and label log here (default: a temporary folder)")

@@ -3,7 +3,7 @@
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -60,10 +60,16 @@ class Asking(_Section, frozen=True, kw_only=True):
 
 
 class Recording(_Section, frozen=True, kw_only=True):
-    """folder: where MCAP files go, "" for no recording. Stops when less than min_free_mb of the disk is free."""
+    """folder: where MCAP files go, "" for no recording. images: pictures that the camera gives without compression are
+    kept as "jpeg", or "exact", which takes ten times the room. max_mb: then the next file is begun. keep_mb: of all
+    recordings in the folder, the oldest are deleted beyond it; 0 for no bound. min_free_mb: the oldest are also deleted
+    when less than this or a tenth of the disk is free, and recording stops when there are none left.
+    """
 
     folder: str = ""
-    max_mb: Annotated[int, Meta(ge=1, le=1_000_000)] = 4096
+    images: Literal["jpeg", "exact"] = "jpeg"
+    max_mb: Annotated[int, Meta(ge=1, le=1_000_000)] = 512
+    keep_mb: Annotated[int, Meta(ge=0, le=100_000_000)] = 0
     min_free_mb: Annotated[int, Meta(ge=0, le=1_000_000)] = 1024
 
 

@@ -12,6 +12,8 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
+
 from models.errors import HadanetError, SourceError
 from onboard import config as config_file
 from onboard.assembly import Assembly
@@ -74,11 +76,7 @@ def capture(uri: str, slot: Slot, stop: threading.Event) -> None:
             try:
                 for frame in _until(source, stop):
                     slot.problem = ""
-                    slot.put(
-                        Frame(index=index, t_ns=frame.t_ns, name=frame.name, image=frame.image, pose=frame.pose),
-                        not source.live,
-                        stop,
-                    )
+                    slot.put(msgspec.structs.replace(frame, index=index), not source.live, stop)
                     index += 1
                 if not source.live:
                     break

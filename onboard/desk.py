@@ -103,13 +103,18 @@ class Desk:
 
     # --- for the flight's thread -------------------------------------------------------------------------------
 
-    def frame(self, seen: Observation) -> None:
-        """Hand a frame over for learning; the oldest that the learner has not taken is dropped and counted."""
+    def frame(self, seen: Observation) -> int:
+        """Hand a frame over for learning; the oldest that the learner has not taken is dropped and counted.
+
+        Returns the position of the label log up to which labels go with this frame.
+        """
         with self._changed:
             if len(self._history) == self._history.maxlen and self._history[0].observation.frame > self._taken:
                 self.dropped_frames += 1
-            self._history.append(Seen(seen, self._position))
+            position = self._position
+            self._history.append(Seen(seen, position))
         self._waker.wake()
+        return position
 
     def ask(self, query: Query, bits: bytes, scales: bytes) -> None:
         """Hand a question over: it is written to the log, then posted."""

@@ -1,10 +1,12 @@
 """One frame after another: tiles, packed inference, registration, smoothing, questions. Waits for nothing.
 
-The same object flies in `onboard run` and in `onboard replay`.
+The same object flies in `onboard run` and in `onboard replay`. A step has two parts: `look` is what does not depend on
+the head in force, and may be a frame or two ahead in another thread; `decide` is what does.
 """
 
 import time
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 import numpy as np
@@ -17,7 +19,7 @@ from onboard.config import Config
 from onboard.desk import Desk, Post
 from onboard.detections import FrameResult
 from onboard.frame import Frame
-from onboard.grid import crop, cut, jpeg
+from onboard.grid import crop, cut, jpeg, warm_up
 from onboard.learner import HISTORY_FRAMES, Observation, head_logits
 from onboard.queries import Asker
 from onboard.recorder import Recorder
@@ -29,6 +31,19 @@ STATUS_EVERY_S = 1.0
 Floats32 = NDArray[np.float32]
 Bits = NDArray[np.uint8]
 Scales = NDArray[np.float16]
+
+
+class Look(msgspec.Struct, frozen=True):
+    """What one frame shows, whatever was learned: features of its tiles, motion (3, 3) to the frame before or None.
+
+    inference_ms, whole_ms: how long the features took, and all of it.
+    """
+
+    frame: Frame
+    features: Features
+    motion: NDArray[np.float64] | None
+    inference_ms: float
+    whole_ms: float
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -64,8 +79,10 @@ class Flight:
         self._recorder = recorder
         self._engine = Engine(base, threads=config.model.threads)
         self._engine.warm_up()
+        warm_up()
         self._tiles = np.zeros((rows * cols, base.spec.input_size, base.spec.input_size, 3), np.uint8)
         self._registration = Registration(rows, cols)
+        self._beside = ThreadPoolExecutor(1, "registration")
         self._path = Path(HISTORY_FRAMES)
         self._smoother = Smoother(rows, cols)
         self._asker = Asker(config.ask.share, rows, cols, config.seed)
@@ -74,16 +91,28 @@ class Flight:
         self._started_s = time.monotonic()
 
     def step(self, frame: Frame) -> Step:
-        """Fly one frame."""
+        """Fly one frame. Raises SourceError for one that is too small for the grid."""
+        return self.decide(self.look(frame))
+
+    def look(self, frame: Frame) -> Look:
+        """The first part of `step`, for each frame in turn. Raises SourceError as `step` does."""
+        start = time.perf_counter()
+        camera = self._config.camera
+        cut(frame.image, camera.rows, camera.cols, self._tiles.shape[1], self._tiles)
+        motion = self._beside.submit(self._registration.step, frame.image)
+        features = self._engine.features(self._tiles)
+        inferred = time.perf_counter()
+        return Look(frame, features, motion.result(), (inferred - start) * 1e3, (time.perf_counter() - start) * 1e3)
+
+    def decide(self, look: Look) -> Step:
+        """The second part of `step`, for each look in turn."""
         start = time.perf_counter()
         rows, cols = self._config.camera.rows, self._config.camera.cols
+        frame, features, motion = look.frame, look.features, look.motion
         model = self._desk.model  # one immutable model for the whole frame
-        cut(frame.image, rows, cols, model.spec.input_size, self._tiles)
-        features = self._engine.features(self._tiles)
         values = features.values()
         head = softmax(head_logits(model, values))
-        inferred = time.perf_counter()
-        motion = self._registration.step(frame.image)
+        decided = time.perf_counter()
         self._path.add(frame.index, motion)
         out = self._smoother.step(head, motion)
         classes = out.argmax(axis=1).astype(np.uint8)
@@ -97,9 +126,9 @@ class Flight:
         )
         bits, scales = features.bits, features.scales.astype(np.float16)  # as label log and learner keep them
         asked = self._ask(result, bits, scales, values)
-        self._hand_over(result, bits, scales, motion)
-        self.inference_ms.append((inferred - start) * 1e3)
-        self.whole_ms.append((time.perf_counter() - start) * 1e3)
+        self._hand_over(result, model, bits, scales, motion)
+        self.inference_ms.append(look.inference_ms + (decided - start) * 1e3)
+        self.whole_ms.append(look.whole_ms + (time.perf_counter() - start) * 1e3)
         self.frames += 1
         return Step(result, features, head, out, motion, asked)
 
@@ -127,9 +156,11 @@ class Flight:
             queries.append(query)
         return tuple(queries)
 
-    def _hand_over(self, result: FrameResult, bits: Bits, scales: Scales, motion: NDArray[np.float64] | None) -> None:
+    def _hand_over(
+        self, result: FrameResult, model: Model, bits: Bits, scales: Scales, motion: NDArray[np.float64] | None
+    ) -> None:
         frame = result.frame
-        self._desk.frame(
+        position = self._desk.frame(
             Observation(
                 self._desk.log.boot,
                 frame.index,
@@ -154,7 +185,7 @@ class Flight:
             self._post.post(status)
             self._desk.tell(status)
         if self._recorder:
-            self._recorder.frame(result)
+            self._recorder.frame(result, model, position)
 
     def status(self, frame: Frame) -> Status:
         """How the drone is, as of this frame."""

@@ -29,13 +29,18 @@ class Pose(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Frame(msgspec.Struct, frozen=True, kw_only=True):
-    """One camera frame: image is uint8 (height, width, 3) in BGR order and is never written to."""
+    """One camera frame: image is uint8 (height, width, 3) in BGR order and is never written to.
+
+    encoded: the compressed file that the image was read from, which `onboard.sources.pictures.decode` turns into
+    exactly this image; None where there is none.
+    """
 
     index: int
     t_ns: int
     name: str
     image: NDArray[np.uint8]
     pose: Pose
+    encoded: bytes | None = None
 
 
 class Skipped(msgspec.Struct, frozen=True, kw_only=True):

@@ -124,6 +124,20 @@ def fit_head(
     Raises ArtifactError when the solution is not finite or leaves the grid.
     """
     n, f = features.shape
+    present, offset, root, residual = balanced(classes, weights, count)
+    a = features.astype(np.float64) * (root / np.sqrt(f))
+    if n <= f:
+        solution = a.T @ np.linalg.solve(a @ a.T + ridge * np.eye(n), residual)
+    else:
+        solution = np.linalg.solve(a.T @ a + ridge * np.eye(f), a.T @ residual)
+    return on_grid(solution, present, offset, count)
+
+
+def balanced(
+    classes: NDArray[np.intp], weights: NDArray[np.float64], count: int
+) -> tuple[NDArray[np.intp], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """The right side of `fit_head`: classes that are there (p,), their bias (p,), the roots of the balanced weights
+    (n, 1), and the targets less the bias, times those roots (n, p)."""
     present = np.unique(classes)
     total = np.bincount(classes, weights, count)
     w = weights / np.sqrt(total[classes])
@@ -131,12 +145,14 @@ def fit_head(
     targets = np.where(classes[:, None] == present, 1.0, -1.0)
     offset = w @ targets / w.sum()
     root = np.sqrt(w)[:, None]
-    a = features.astype(np.float64) * (root / np.sqrt(f))
-    residual = (targets - offset) * root
-    if n <= f:
-        solution = a.T @ np.linalg.solve(a @ a.T + ridge * np.eye(n), residual)
-    else:
-        solution = np.linalg.solve(a.T @ a + ridge * np.eye(f), a.T @ residual)
+    return present, offset, root, (targets - offset) * root
+
+
+def on_grid(
+    solution: NDArray[np.float64], present: NDArray[np.intp], offset: NDArray[np.float64], count: int
+) -> tuple[NDArray[np.int16], NDArray[np.int16]]:
+    """The head that `fit_head` returns, from its solution (F, p). Raises ArtifactError as it does."""
+    f = len(solution)
     weight = np.zeros((count, f))
     bias = np.full(count, -4.0)
     weight[present] = solution.T / np.sqrt(f)

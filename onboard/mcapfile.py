@@ -1,11 +1,13 @@
-"""One MCAP file that survives what happens to files in flight: a kill, a torn write, a full disk.
+"""One MCAP file that survives what happens to files in flight: a kill, a power cut, a torn write, a full disk.
 
 Records are collected in memory and written whole, in one piece, so that what is on the disk ends at a record. There is
 no compression: nearly all bytes are JPEG already, and a file without it is readable to its last byte when it is torn.
+What a sync has brought to the disk is never written to again, not even the rest of its last block.
 """
 
 import contextlib
 import os
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, cast
@@ -20,16 +22,24 @@ from mcap.writer import MCAP0_MAGIC, CompressionType, Writer
 
 from link import codec
 from link.messages import Message
+from onboard.flown import FlownFrame
 
 CHUNK_BYTES = 64 * 1024
-"""A chunk is closed as soon as it is larger; a picture that is larger is a chunk of its own."""
+"""No chunk's data is larger, except for a single message that is."""
+BLOCK_BYTES = 4096
+"""A disk writes whole blocks: a power cut can take all of the one that it was writing."""
+PADDING = 0x80
+"""Opcode of a record of zeros that fills a block; those from 0x80 on are private, and readers pass them over."""
+_RECORD_BYTES = 9  # opcode and length before each record
+_MESSAGE_BYTES = _RECORD_BYTES + 22  # and a message's fields before its data
 _MAX_T_NS = 2**63 - 1
 
 
 class McapFile:
     """An MCAP file for Foxglove messages and our own, open for writing; channels appear with their first message.
 
-    metadata: name -> key -> text, written once at the start. Every method that writes raises OSError where the disk
+    metadata: name -> key -> text, written once at the start; it is on the disk, and the file's name too, when this
+    returns. Every method that writes raises OSError where the disk
     does not take it; the file then ends at its last whole record, and only `abandon` may follow.
     """
 
@@ -39,45 +49,68 @@ class McapFile:
         self._schemas: dict[str, int] = {}
         self._sequence: dict[int, int] = {}
         self._writer: Any = Writer(
-            cast(IO[bytes], self._output), chunk_size=CHUNK_BYTES, compression=CompressionType.NONE
+            # no limit of the writer's: it would close a chunk only when it is too large
+            cast(IO[bytes], self._output),
+            chunk_size=2**62,
+            compression=CompressionType.NONE,
         )
         self._writer.start(library="hadanet-uav")
         for name, entries in metadata.items():
             self._writer.add_metadata(name, dict(entries))
-        self._output.flush()
+        self._chunk = self._messages = 0  # bytes and messages in the chunk that is being filled
+        self._output.sync()
+        _sync_folder(path.parent)
 
     @property
     def size(self) -> int:
         """Bytes of the file so far, less the chunk that is being filled."""
         return self._output.tell()
 
-    def add(self, topic: str, message: ProtobufMessage | Message, t_ns: int) -> None:
+    def add(self, topic: str, message: ProtobufMessage | Message | FlownFrame, t_ns: int) -> None:
         """Add a message. Raises ValueError or LinkError, and writes nothing, where it is no sound message."""
         if not 0 <= t_ns <= _MAX_T_NS:
             raise ValueError(f"a time of {t_ns} ns is outside 1970 .. 2262")
         if isinstance(message, ProtobufMessage):
             name, data = str(message.DESCRIPTOR.full_name), message.SerializeToString()
+        elif isinstance(message, FlownFrame):
+            name, data = f"hadanet.{type(message).__name__}", msgspec.msgpack.encode(message)
         else:
             name, data = f"hadanet.{type(message).__name__}", codec.encode(message)
         channel = self._channels.get((topic, name)) or self._channel(topic, name, message)
+        if self._chunk + len(data) + _MESSAGE_BYTES > CHUNK_BYTES:
+            self._end_chunk()
         self._sequence[channel] += 1
         self._writer.add_message(channel, t_ns, data, t_ns, self._sequence[channel])
+        self._chunk += len(data) + _MESSAGE_BYTES
+        self._messages += 1
+        if self._chunk > CHUNK_BYTES:
+            self._end_chunk()
         if self._output.collected > CHUNK_BYTES:
-            self._output.flush()
+            self._output.push()
+
+    def attach(self, name: str, media_type: str, data: bytes) -> None:
+        """Add a file, under a name."""
+        self._writer.add_attachment(0, 0, name, media_type, data)
 
     def flush(self) -> None:
         """Close the chunk and write everything collected: a kill takes none of it any more."""
-        self._writer.flush()
+        self._end_chunk()
+        self._output.push()
 
     def sync(self) -> None:
-        """Wait until the disk has it: a power cut takes none of it any more."""
+        """Flush, and wait until the disk has it: a power cut takes none of it any more."""
+        self._end_chunk()
         self._output.sync()
+
+    def _end_chunk(self) -> None:
+        if self._messages:
+            self._writer.flush()  # into our own output, which collects
+            self._chunk = self._messages = 0
 
     def finish(self) -> None:
         """Write the index and close the file."""
         self._writer.finish()
-        self._output.flush()
-        self._output.sync()
+        self._output.sync(pad=False)
         self._output.close()
 
     def abandon(self) -> None:
@@ -87,7 +120,7 @@ class McapFile:
         Footer(summary_start=0, summary_offset_start=0, summary_crc=0).write(end)
         self._output.abandon(end.end() + MCAP0_MAGIC)
 
-    def _channel(self, topic: str, name: str, message: ProtobufMessage | Message) -> int:
+    def _channel(self, topic: str, name: str, message: ProtobufMessage | Message | FlownFrame) -> int:
         if isinstance(message, ProtobufMessage):
             encoding, schema_encoding = "protobuf", "protobuf"
             schema = _file_descriptors(message)
@@ -96,9 +129,11 @@ class McapFile:
             schema = _json_schema(type(message))
         if name not in self._schemas:
             self._schemas[name] = self._writer.register_schema(name, schema_encoding, schema)
+            self._chunk += len(name) + len(schema) + 2 * _MESSAGE_BYTES
         channel = int(self._writer.register_channel(topic, encoding, self._schemas[name]))
         self._channels[topic, name] = channel
         self._sequence[channel] = 0
+        self._chunk += len(topic) + 2 * _MESSAGE_BYTES
         return channel
 
 
@@ -119,7 +154,7 @@ def _file_descriptors(message: ProtobufMessage) -> bytes:
     return bytes(files.SerializeToString())
 
 
-def _json_schema(kind: type[Message]) -> bytes:
+def _json_schema(kind: type[Message] | type[FlownFrame]) -> bytes:
     """The schema of one of our messages: an array that begins with the tag; each place carries its field's name."""
     schema = msgspec.json.schema(kind)["$defs"][kind.__name__]
     for place, field in zip(schema["prefixItems"], ["tag", *kind.__struct_fields__], strict=True):
@@ -129,8 +164,17 @@ def _json_schema(kind: type[Message]) -> bytes:
     return msgspec.json.encode(schema)
 
 
+def _sync_folder(folder: Path) -> None:
+    """Wait until a new file's name is on the disk: without it a power cut takes the whole file."""
+    number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
 class _Output:
-    """The stream that `Writer` writes to. It collects; `flush` writes all of it, or cuts the file back and raises."""
+    """The stream that `Writer` writes to. It collects; `push` writes all of it, or cuts the file back and raises."""
 
     def __init__(self, path: Path) -> None:
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
@@ -149,6 +193,9 @@ class _Output:
         return self._written + len(self._pending)
 
     def flush(self) -> None:
+        """The writer calls this after each chunk; what counts is `push`."""
+
+    def push(self) -> None:
         done = 0
         try:
             with memoryview(self._pending) as pending:
@@ -161,7 +208,11 @@ class _Output:
         self._written += done
         self._pending.clear()
 
-    def sync(self) -> None:
+    def sync(self, pad: bool = True) -> None:
+        if pad and (short := -self.tell() % BLOCK_BYTES):
+            zeros = short - _RECORD_BYTES if short >= _RECORD_BYTES else short - _RECORD_BYTES + BLOCK_BYTES
+            self._pending += struct.pack("<BQ", PADDING, zeros) + bytes(zeros)
+        self.push()
         os.fsync(self._file)
 
     def close(self) -> None:
@@ -169,7 +220,7 @@ class _Output:
 
     def abandon(self, end: bytes) -> None:
         self._pending = bytearray(end)
-        for step in (self.flush, self.close):
+        for step in (self.push, self.close):
             with contextlib.suppress(OSError):  # without an end the file stays readable up to here
                 step()
         self._pending.clear()

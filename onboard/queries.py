@@ -86,11 +86,8 @@ class Asker:
 
     def _fresh(self, frame: int, path: Path) -> NDArray[np.bool_]:
         rows, cols = self._shape
-        places = [
-            self._centres[tile] @ motion.T
-            for asked, tile in self._asked
-            if (motion := path.motion(asked, frame)) is not None
-        ]
+        motions = path.motions([asked for asked, _ in self._asked], frame)
+        places = [self._centres[tile] @ motions[asked].T for asked, tile in self._asked if asked in motions]
         if not places:
             return np.ones(rows * cols, np.bool_)
         fresh: NDArray[np.bool_] = overlaps(np.array(places), rows, cols).max(axis=0) <= SAME_GROUND

@@ -6,8 +6,8 @@ flight, labels and seed give the same model at any speed.
 
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import msgspec
@@ -19,15 +19,19 @@ from link.mirror import Mirror
 from link.wire import wire_bytes
 from models.errors import ConfigError, HadanetError, SourceError, TruthError
 from models.model import Model
+from onboard.ahead import ahead
 from onboard.assembly import Assembly, learner_process
 from onboard.config import Config
+from onboard.flight import Flight, Look
 from onboard.frame import Frame, Skipped, Source
 from onboard.operator import Operator, straight, through_station
 from onboard.report import Report, Timeline, percentiles
-from onboard.scores import Scorer
+from onboard.scores import MAX_FRAMES, Scorer
 from onboard.sim.source import SimSource
 from onboard.sources import open_source
+from onboard.sources.window import Window
 from onboard.supervisor import Supervisor
+from onboard.thinned import Thinned
 from onboard.truth import Truth
 
 LEARNER_TIMEOUT_S = 60.0
@@ -40,7 +44,7 @@ MIRROR_TIMEOUT_S = 20.0
 class Options(msgspec.Struct, frozen=True, kw_only=True):
     """What the command line says. `page`: a station's page, which then carries the answers. `speed` 0: no pacing.
 
-    `classes` is empty where none were asked for.
+    `classes` is empty where none were asked for. start_s, end_s, loops: which part of the flight, and how often.
     """
 
     source: str
@@ -51,6 +55,9 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     speed: float = 0.0
     state: Path | None = None
     page: str = ""
+    start_s: float = 0.0
+    end_s: float | None = None
+    loops: int = 1
 
 
 class Loopback:
@@ -85,6 +92,9 @@ def run(config: Config, options: Options, progress: Progress | None = None) -> R
         source = open_source(options.source)
         stack.callback(source.close)
         config, truth = _with_truth(config, options, source)
+        if (options.start_s, options.end_s, options.loops) != (0.0, None, 1):
+            source = window = Window(source, options.start_s, options.end_s, options.loops)
+            truth = truth and window.truth(truth)
         state = options.state
         if state is None:
             state = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hadanet-replay-")))
@@ -128,7 +138,11 @@ class _Replay:
         stack: ExitStack,
     ) -> None:
         self.config, self.options, self.source, self.assembly = config, options, source, assembly
-        self.timeline = Timeline([], [], [])
+        self.frames = Thinned[tuple[int, int]](MAX_FRAMES)  # number, bytes sent: as many as there are scores of
+        self.arrived = Thinned[int](MAX_FRAMES)
+        self.skipped: list[Skipped] = []
+        self.started = 0.0
+        self.first_ns: int | None = None
         self.operator: Operator | None = None
         self.scorer: Scorer | None = None
         self.labels = 0
@@ -158,42 +172,42 @@ class _Replay:
             deliver(query, answer)
             self.answers += 1
             self.labels += bool(answer)
-            self.timeline.labels.append(query.frame + self.options.label_delay)
+            self.arrived.add(query.frame + self.options.label_delay)
 
         return counted
 
     def fly(self, progress: Progress) -> Report:
         flight, desk = self.assembly.flight, self.assembly.desk
         task = progress.add_task("flying", total=self.source.length)
-        started = time.monotonic()
-        first_ns: int | None = None
-        for frame in self.source.frames():
-            first_ns = frame.t_ns if first_ns is None else first_ns
-            self._pace(frame, first_ns, started)
-            if self.operator:
-                self.operator.answer(frame.index)
-                if not desk.wait_answers(self.answers, ANSWER_TIMEOUT_S):
-                    raise HadanetError(
-                        f"frame {frame.name}: an answer given to the station did not come back up the link"
-                    )
-            try:
-                step = flight.step(frame)
-            except SourceError as error:  # one frame that is too small must not end a flight
-                self.source.skipped.append(Skipped(name=frame.name, reason=str(error)))
-                continue
-            if self.operator and self.scorer:
-                self.operator.ask(step.asked, frame)
-                self.scorer.see(frame, step)
-            if self.learner:
-                self._await(self.learner, frame)
-            self.timeline.frames.append(frame.index)
-            self.timeline.bytes_up.append(self._bytes()[0])
-            right = f", {self.scorer.recently():.0%} right" if self.scorer else ""
-            progress.update(task, advance=1, description=f"{self.labels} labels, {desk.updates} updates{right}")
+        self.started = time.monotonic()
+        with closing(_looks(self.source, flight)) as looks:
+            for seen in looks:
+                if isinstance(seen, Skipped):
+                    self.skipped.append(seen)
+                else:
+                    self._decide(seen)
+                right = f", {self.scorer.recently():.0%} right" if self.scorer and flight.frames else ""
+                progress.update(task, advance=1, description=f"{self.labels} labels, {desk.updates} updates{right}")
         if flight.frames == 0:
-            reasons = "; ".join(f"{s.name}: {s.reason}" for s in self.source.skipped[:3])
+            reasons = "; ".join(f"{s.name}: {s.reason}" for s in self.skipped[:3])
             raise HadanetError(f"{self.source.uri}: no frame could be read ({reasons or 'it holds none'})")
-        return self._report(time.monotonic() - started)
+        return self._report(time.monotonic() - self.started)
+
+    def _decide(self, look: Look) -> None:
+        """Fly one frame that was looked at, and wait for the learner."""
+        desk, frame = self.assembly.desk, look.frame
+        self._pace(frame)
+        if self.operator:
+            self.operator.answer(frame.index)
+            if not desk.wait_answers(self.answers, ANSWER_TIMEOUT_S):
+                raise HadanetError(f"frame {frame.name}: an answer given to the station did not come back up the link")
+        step = self.assembly.flight.decide(look)
+        if self.operator and self.scorer:
+            self.operator.ask(step.asked, frame)
+            self.scorer.see(frame, step)
+        if self.learner:
+            self._await(self.learner, frame)
+        self.frames.add((frame.index, self._bytes()[0]))
 
     def _await(self, learner: Supervisor, frame: Frame) -> None:
         """Wait until the learner is done with a frame; one that was killed is started again meanwhile."""
@@ -204,9 +218,10 @@ class _Replay:
                 raise HadanetError(f"frame {frame.name}: the learner gave no sign for {LEARNER_TIMEOUT_S:.0f} s")
             raise HadanetError(f"frame {frame.name}: the learner ended with status {status}; its own words stand above")
 
-    def _pace(self, frame: Frame, first_ns: int, started: float) -> None:
+    def _pace(self, frame: Frame) -> None:
+        self.first_ns = frame.t_ns if self.first_ns is None else self.first_ns
         if self.options.speed > 0:
-            due = started + (frame.t_ns - first_ns) * 1e-9 / self.options.speed
+            due = self.started + (frame.t_ns - self.first_ns) * 1e-9 / self.options.speed
             time.sleep(max(0.0, due - time.monotonic()))
 
     def _bytes(self) -> tuple[int, int]:
@@ -236,7 +251,7 @@ class _Replay:
             source=self.source.uri,
             frames=flight.frames,
             frames_dropped=flight.dropped,
-            frames_skipped=[f"{s.name}: {s.reason}" for s in self.source.skipped],
+            frames_skipped=[f"{s.name}: {s.reason}" for s in self.skipped],
             tiles=tiles,
             classes=list(desk.model.classes),
             labels_used=self.labels,
@@ -257,8 +272,41 @@ class _Replay:
             base_hash=self.assembly.base.hash,
             mirror_hash=mirror_hash,
             seed=config.seed,
-            timeline=msgspec.structs.replace(self.timeline, hits=scores.hits if scores else {}),
+            timeline=Timeline(
+                frames=[number for number, _ in self.frames.items],
+                labels=self.arrived.items,
+                bytes_up=[sent for _, sent in self.frames.items],
+                hits=scores.hits if scores else {},
+            ),
         )
+
+
+def _frames(source: Source) -> Iterator[Frame | Skipped]:
+    """Frames, and between them what was skipped: with the reader ahead, `source.skipped` is ahead as well."""
+    told = 0
+    for frame in source.frames():
+        yield from source.skipped[told:]
+        told = len(source.skipped)
+        yield frame
+    yield from source.skipped[told:]
+
+
+def _looks(source: Source, flight: Flight) -> Generator[Look | Skipped, None, None]:
+    """Frames as the flight sees them. Two frames ahead are decoded and looked at in threads; a camera waits for us."""
+
+    def look(frame: Frame | Skipped) -> Look | Skipped:
+        if isinstance(frame, Skipped):
+            return frame
+        try:
+            return flight.look(frame)
+        except SourceError as error:  # one frame that is too small must not end a flight
+            return Skipped(name=frame.name, reason=str(error))
+
+    if source.live:
+        yield from map(look, _frames(source))
+        return
+    with ahead(lambda: _frames(source)) as frames, ahead(lambda: map(look, frames)) as looks:
+        yield from looks
 
 
 def letters(text: str) -> dict[str, str]:

@@ -17,7 +17,7 @@ COLOURS = {"adapted": "#0b7a3b", "smoothed": "#c56a00", "frozen": "#8a8f98", "al
 
 
 class Timeline(msgspec.Struct, frozen=True):
-    """The flight frame by frame, for the picture.
+    """The flight frame by frame, for the picture; every second, fourth, ... frame and label of a long one.
 
     labels: the frame at which each label arrived; bytes_up: sent up to each frame; hits: per variant the number of
     right tiles and of tiles with truth in each frame.
@@ -69,8 +69,8 @@ def percentiles(values: Iterable[float], prefix: str = "") -> dict[str, float]:
     return {f"{prefix}p50": round(float(p50), 3), f"{prefix}p99": round(float(p99), 3)}
 
 
-def write(report: Report, path: Path) -> None:
-    """Write report.json."""
+def write(report: msgspec.Struct, path: Path) -> None:
+    """Write a report, or what else is a struct, as JSON that people can read. Raises HadanetError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(msgspec.json.format(msgspec.json.encode(report)) + b"\n")

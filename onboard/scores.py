@@ -4,22 +4,32 @@ adapted      what the flight said at the time, before it could know the label (p
 frozen       a head fitted on as many labels as the learner used, all from the first tenth, then left alone
 smoothed     `frozen` with the flight's output smoothing
 all_labels   a head fitted on every label at once: the ceiling of these features
+
+Memory is bounded: of a flight of more than MAX_FRAMES frames every second one is scored, then every fourth, and so on.
 """
+
+from collections import deque
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from models.engine import Features
 from models.model import Model
 from onboard.flight import Step, softmax
 from onboard.frame import Frame
-from onboard.learner import fit_head, head_logits
+from onboard.learner import balanced, fit_head, head_logits, on_grid
+from onboard.thinned import Thinned
 from onboard.tracks import Smoother
 from onboard.truth import UNKNOWN, Truth
 
 VARIANTS = ("adapted", "smoothed", "frozen", "all_labels")
 WINDOWS = 10
 RECENT_FRAMES = 10
+MAX_FRAMES = 8192
+"""Frames that are kept to be scored, at most: about 75 MB with the default grid and network."""
+FIT_FRAMES = 64
+"""Frames whose features are unpacked at a time: 32 times larger as floats."""
 
 Floats = NDArray[np.float64]
 
@@ -35,6 +45,21 @@ class Scores(msgspec.Struct, frozen=True):
     hits: dict[str, list[tuple[int, int]]]
 
 
+class _Seen(msgspec.Struct, frozen=True):
+    """A frame: its tiles' features, what was said (tiles,), the truth (tiles,), motion to the kept frame before it."""
+
+    features: Features
+    said: NDArray[np.uint8]
+    truth: NDArray[np.int16]
+    motion: Floats | None
+
+
+def _join(before: _Seen, seen: _Seen) -> _Seen:
+    """`seen`, its motion leading past `before` to the frame before that."""
+    whole = None if before.motion is None or seen.motion is None else before.motion @ seen.motion
+    return msgspec.structs.replace(seen, motion=whole)
+
+
 class Scorer:
     """Collects what a flight said and saw; `scores` at the end. Keeps packed features of tiles with truth."""
 
@@ -43,31 +68,32 @@ class Scorer:
         self._shape = (rows, cols)
         self._ridge = ridge
         self._seed = seed
-        self._steps: list[tuple[Step, NDArray[np.intp]]] = []
+        self._frames = Thinned[_Seen](MAX_FRAMES, _join)
+        self._recent: deque[_Seen] = deque(maxlen=RECENT_FRAMES)
 
     def see(self, frame: Frame, step: Step) -> None:
-        """Take one frame."""
+        """Take one frame; its image is not kept."""
         rows, cols = self._shape
         grid = self._truth.grid(frame)
-        numbers = np.full(rows * cols, UNKNOWN, np.intp) if grid is None else grid.ravel().astype(np.intp)
-        # the image itself is not kept: a flight of hours has to fit in memory
-        result = msgspec.structs.replace(step.result, frame=msgspec.structs.replace(frame, image=_NO_IMAGE))
-        self._steps.append((msgspec.structs.replace(step, result=result, asked=()), numbers))
+        truth = np.full(rows * cols, UNKNOWN, np.int16) if grid is None else grid.ravel().astype(np.int16)
+        seen = _Seen(step.features, step.result.classes, truth, step.motion)
+        self._frames.add(seen)
+        self._recent.append(seen)
 
     def recently(self) -> float:
         """Share of tiles that the flight got right in the last frames."""
-        last = self._steps[-RECENT_FRAMES:]
-        truth = np.stack([numbers for _, numbers in last])
-        said = np.stack([step.result.classes for step, _ in last])
-        return _accuracy(truth, said.astype(np.intp), truth >= 0) or 0.0
+        truth = np.stack([seen.truth for seen in self._recent]).astype(np.intp)
+        said = np.stack([seen.said for seen in self._recent]).astype(np.intp)
+        return _accuracy(truth, said, truth >= 0) or 0.0
 
     def scores(self, model: Model, labels_used: int, delay: int) -> Scores:
         """Score all variants. `model` gives network and classes; `labels_used` is how many `frozen` gets."""
-        truth = np.stack([numbers for _, numbers in self._steps])
+        kept = self._frames.items
+        truth = np.stack([seen.truth for seen in kept]).astype(np.intp)
         frames = len(truth)
         tenth = -(-frames // WINDOWS)
         scored = truth >= 0
-        scored[: tenth + delay] = False
+        scored[: tenth + -(-delay // self._frames.every)] = False
         early = truth >= 0
         early[tenth:] = False
         picked = np.zeros_like(early)
@@ -75,13 +101,13 @@ class Scorer:
         chosen = np.random.default_rng(self._seed).permutation(len(places))[:labels_used]
         picked[tuple(places[chosen].T)] = True
         said = {
-            "adapted": np.stack([step.result.classes for step, _ in self._steps]).astype(np.intp),
+            "adapted": np.stack([seen.said for seen in kept]).astype(np.intp),
             "all_labels": self._fit(model, truth, truth >= 0).argmax(axis=2),
         }
         frozen = self._fit(model, truth, picked)
         said["frozen"] = frozen.argmax(axis=2)
         smoother = Smoother(*self._shape)
-        smooth = [smoother.step(p, step.motion) for p, (step, _) in zip(frozen, self._steps, strict=True)]
+        smooth = [smoother.step(p, seen.motion) for p, seen in zip(frozen, kept, strict=True)]
         said["smoothed"] = np.stack(smooth).argmax(axis=2)
         parts = np.array_split(np.arange(frames), WINDOWS)
         return Scores(
@@ -96,14 +122,31 @@ class Scorer:
         classes = len(model.classes)
         if len(np.unique(truth[picked])) < 2:
             return np.full((*truth.shape, classes), 1 / classes, np.float32)
-        seen = [step.features for step, _ in self._steps]  # unpacked frame by frame: 32 times larger as floats
-        values = np.concatenate([f.values()[tiles] for f, tiles in zip(seen, picked, strict=True) if tiles.any()])
-        weight, bias = fit_head(values, truth[picked], np.ones(len(values)), classes, self._ridge)
+        seen = [seen.features for seen in self._frames.items]
+        weight, bias = self._head(seen, truth, picked, classes)
         fitted = model.with_tensors({"head.weight": weight, "head.bias": bias})
         return np.stack([softmax(head_logits(fitted, f.values())) for f in seen])
 
-
-_NO_IMAGE = np.zeros((0, 0, 3), np.uint8)
+    def _head(
+        self, seen: list[Features], truth: NDArray[np.intp], picked: NDArray[np.bool_], classes: int
+    ) -> tuple[NDArray[np.int16], NDArray[np.int16]]:
+        """`fit_head` on the picked tiles; where they are many, the same sums over a few frames at a time."""
+        numbers, f = truth[picked], seen[0].count
+        if len(numbers) <= f:
+            values = np.concatenate([f.values()[tiles] for f, tiles in zip(seen, picked, strict=True) if tiles.any()])
+            return fit_head(values, numbers, np.ones(len(values)), classes, self._ridge)
+        present, offset, root, residual = balanced(numbers, np.ones(len(numbers)), classes)
+        left, right, done = self._ridge * np.eye(f), np.zeros((f, len(present))), 0
+        for start in range(0, len(seen), FIT_FRAMES):
+            part = slice(start, start + FIT_FRAMES)
+            values = np.concatenate([f.values()[tiles] for f, tiles in zip(seen[part], picked[part], strict=True)])
+            rows = slice(done, done + len(values))
+            a = values.astype(np.float64) * (root[rows] / np.sqrt(f))
+            left += a.T @ a
+            right += a.T @ residual[rows]
+            done = rows.stop
+        solution = np.asarray(np.linalg.solve(left, right), np.float64)
+        return on_grid(solution, present, offset, classes)
 
 
 def _accuracy(truth: NDArray[np.intp], said: NDArray[np.intp], where: NDArray[np.bool_]) -> float | None:

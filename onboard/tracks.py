@@ -14,9 +14,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from onboard.matching import match, warm_up
+
 Floats = NDArray[np.float64]
 Floats32 = NDArray[np.float32]
-_View = tuple[Sequence[cv2.KeyPoint], Any, Floats]
+_View = tuple[Floats32, NDArray[np.uint8], Floats]
 
 REGISTER_WIDTH_PX = 640
 ORB_FEATURES = 800
@@ -34,7 +36,7 @@ class Registration:
     def __init__(self, rows: int, cols: int) -> None:
         self._grid = (cols, rows)
         self._orb = cv2.ORB.create(ORB_FEATURES)
-        self._matcher = cv2.BFMatcher(cv2.NORM_HAMMING, crossCheck=True)
+        warm_up()
         self._last: _View | None = None
 
     def step(self, image: NDArray[np.uint8]) -> Floats | None:
@@ -43,11 +45,10 @@ class Registration:
         if last is None or self._last is None:
             return None
         points, features, units = self._last
-        matches = self._matcher.match(features, last[1])
-        if len(matches) < MIN_INLIERS:
+        mine, its = match(features, last[1])
+        if len(mine) < MIN_INLIERS:
             return None
-        here = np.array([points[m.queryIdx].pt for m in matches], np.float32)
-        there = np.array([last[0][m.trainIdx].pt for m in matches], np.float32)
+        here, there = points[mine], last[0][its]
         cv2.setRNGSeed(0)  # RANSAC draws from a global generator: the same frames give the same motion
         motion, inliers = cv2.estimateAffinePartial2D(here, there, method=cv2.RANSAC, ransacReprojThreshold=4)
         if motion is None or int(inliers.sum()) < MIN_INLIERS:
@@ -69,7 +70,8 @@ class Registration:
         features: Any = found  # None where there are no points, other than OpenCV's types say
         if features is None:
             return None
-        return points, features, np.diag([self._grid[0] / size[0], self._grid[1] / size[1], 1.0])
+        pixels = np.asarray(cv2.KeyPoint.convert(points), np.float32)
+        return pixels, features, np.diag([self._grid[0] / size[0], self._grid[1] / size[1], 1.0])
 
 
 def centres(rows: int, cols: int) -> Floats:
@@ -127,6 +129,15 @@ class Path:
             return None
         motion: NDArray[Any] = np.linalg.solve(b[1], a[1])
         return motion
+
+    def motions(self, sources: Sequence[int], target: int) -> dict[int, Floats]:
+        """`motion` from each of several frames to one, by source; those that are not related are left out."""
+        end = self._frames.get(target)
+        found = {s: self._frames[s][1] for s in sources if end and s in self._frames and self._frames[s][0] == end[0]}
+        if end is None or not found:
+            return {}
+        chains: NDArray[Any] = np.linalg.solve(end[1], np.stack(list(found.values())))
+        return dict(zip(found, chains, strict=True))
 
 
 class Smoother:

@@ -73,6 +73,10 @@ class Truth:
                 total += np.bincount(grid[grid != UNKNOWN], minlength=len(self.classes))
         return dict(zip(self.classes, total.tolist(), strict=True))
 
+    def by(self, original: Callable[[Key], Key]) -> "Truth":
+        """The same truth for frames that go by other names and numbers; `original` leads back from those."""
+        return Truth(self.classes, self.rows, self.cols, self._keys, lambda key: self._lookup(original(key)))
+
     @classmethod
     def from_csv(cls, path: str | Path, letters: Mapping[str, str], classes: tuple[str, ...]) -> "Truth":
         """Read a truth file.

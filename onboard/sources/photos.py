@@ -6,51 +6,22 @@ the median distance to the GPS times of the same photos, which are right but coa
 is opened, pixels one photo at a time.
 """
 
-import io
 import re
 import statistics
-import struct
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
-from typing import BinaryIO
 
-import cv2
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 from models.errors import SourceError
 from onboard.frame import Frame, Pose, Skipped
 from onboard.sources import exif
+from onboard.sources.pictures import DAMAGE, decode, opened, reason
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"})
-FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")
-MODES = frozenset({"L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "1"})
-"""Pillow's modes of 8 bits or fewer per channel."""
-PADDING_BYTES = 512
-"""So many zeros at the end, not behind an end mark, mean that the file was never fully written (a battery pulled)."""
-END_MARKS = {b"\xff\xd8": b"\xff\xd9", b"\x89P": b"IEND\xaeB`\x82"}
-"""First bytes and last ones of JPEG and PNG."""
-Image.init()  # without it Pillow knows only some of the formats by name
 _NAME_TIME = re.compile(r"(?<!\d)(\d{16})(?!\d)")
-# What Pillow raises for damaged files of these formats, found by cutting and flipping bytes.
-_DAMAGE = (
-    OSError,
-    ValueError,
-    TypeError,
-    SyntaxError,
-    LookupError,
-    ArithmeticError,
-    EOFError,
-    MemoryError,
-    struct.error,
-    Image.DecompressionBombError,
-)
 
 
 class _Photo(msgspec.Struct, frozen=True):
@@ -82,11 +53,12 @@ class PhotoSource:
         """Yield the photos in order, decoding each when it is asked for."""
         for index, photo in enumerate(self._photos):
             try:
-                image = _decode(photo.path)
-            except _DAMAGE as error:
-                self.skipped.append(Skipped(name=photo.path.name, reason=_reason(error)))
+                data = photo.path.read_bytes()
+                image = decode(data)
+            except DAMAGE as error:
+                self.skipped.append(Skipped(name=photo.path.name, reason=reason(error)))
                 continue
-            yield Frame(index=index, t_ns=photo.t_ns, name=photo.path.name, image=image, pose=photo.pose)
+            yield Frame(index=index, t_ns=photo.t_ns, name=photo.path.name, image=image, pose=photo.pose, encoded=data)
 
     def close(self) -> None:
         """Nothing is held open between two photos."""
@@ -140,9 +112,9 @@ def _in_order(paths: list[Path]) -> tuple[list[_Photo], float]:
 
 def _header(path: Path) -> tuple[exif.Clock, Pose]:
     try:
-        with _opened(path) as image:
+        with opened(path) as image:
             return exif.read(image)
-    except _DAMAGE:
+    except DAMAGE:
         return exif.Clock(), Pose()  # decoding it will say why
 
 
@@ -155,35 +127,3 @@ def _name_time(stem: str) -> int | None:
     except ValueError:  # sixteen digits that are no date
         return None
     return int(date.timestamp()) * 10**9 + int(found[1][14:]) * 10**7
-
-
-def _decode(path: Path) -> NDArray[np.uint8]:
-    data = path.read_bytes()
-    if not data:
-        raise ValueError("the file is empty")
-    stripped = data.rstrip(b"\0")
-    if len(data) - len(stripped) >= PADDING_BYTES and not stripped.endswith(END_MARKS.get(data[:2], b"")):
-        raise ValueError("the file ends in zeros instead of an image")
-    with _opened(io.BytesIO(data)) as image:
-        if image.mode not in MODES:
-            raise ValueError(f"pixels of the kind {image.mode} are not supported; use 8 bits per channel")
-        image.load()  # raises where OpenCV would fill a missing part with grey
-        ImageOps.exif_transpose(image, in_place=True)
-        rgb = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
-    return np.asarray(cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), np.uint8)
-
-
-@contextmanager
-def _opened(file: Path | BinaryIO) -> Iterator[Image.Image]:
-    """Open an image of a known format without Pillow's warnings: what matters of them comes back as an error."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with Image.open(file, formats=FORMATS) as image:
-            yield image
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):
-        return "this is not an image"
-    known = isinstance(error, OSError | ValueError | Image.DecompressionBombError) and str(error)
-    return str(error) if known else f"{type(error).__name__}: {error}"

@@ -5,6 +5,7 @@ import threading
 from itertools import pairwise
 
 import cv2
+import msgspec
 import numpy as np
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
@@ -16,6 +17,7 @@ from link import codec
 from link.messages import Delta, Detections, Label, Query
 from models.errors import RecorderError
 from onboard.detections import FrameResult
+from onboard.flown import FlownFrame
 from onboard.frame import Frame, Pose
 from onboard.mcapfile import CHUNK_BYTES
 from onboard.recorder import Recorder
@@ -72,6 +74,8 @@ def decoded(path):
                     pool.Add(file)
                 kind = message_factory.GetMessageClass(pool.FindMessageTypeByName(schema.name))
                 value = kind.FromString(message.data)
+            elif schema.name == "hadanet.FlownFrame":
+                value = msgspec.msgpack.decode(message.data, type=FlownFrame)
             else:
                 value = codec.decode(message.data)
             out.setdefault(channel.topic, []).append((channel, schema, message, value))
@@ -163,6 +167,8 @@ def test_metadata_and_name(tmp_path, record):
         (entry,) = make_reader(stream).iter_metadata()
     assert entry.name == "hadanet"
     assert entry.metadata.pop("software").startswith("hadanet-uav")
+    assert len(entry.metadata.pop("flight")) == 32
+    assert [entry.metadata.pop(key) for key in ("format", "segment", "images")] == ["1", "0", "jpeg"]
     assert entry.metadata == {"config": "[camera]\nrows = 6\n", "model_hash": "ab" * 32}
 
 

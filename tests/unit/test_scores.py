@@ -1,5 +1,9 @@
 """Scores of a replay, against counting tile by tile."""
 
+import gc
+import weakref
+
+import msgspec
 import numpy as np
 import pytest
 
@@ -168,9 +172,44 @@ def test_a_flight_without_truth_and_without_labels():
 
 def test_images_are_not_kept():
     truth, steps = flight()
+    held = weakref.ref(steps[3].result.frame.image)
     scorer, _ = score(truth, steps)
-    assert all(step.result.frame.image.size == 0 for step, _ in scorer._steps)
-    assert all(step.result.frame.image.size for step in steps)
+    assert held() is not None
+    del steps
+    gc.collect()
+    assert held() is None
+    assert scorer.recently() >= 0
+
+
+def test_a_long_flight_is_thinned(monkeypatch):
+    """Scores of every fourth frame, with the motions between them, are those of a flight that had no others."""
+    ahead = np.array([[1.0, 0, 0.25], [0, 1, 0], [0, 0, 1]])
+    truth, steps = flight(frames=60, motion=ahead)
+    steps[41] = msgspec.structs.replace(steps[41], motion=None)
+    monkeypatch.setattr("onboard.scores.MAX_FRAMES", 16)
+    scorer, scores = score(truth, steps, delay=8)
+    monkeypatch.undo()
+    fourth = []
+    for i, step in enumerate(steps[::4]):
+        frame = msgspec.structs.replace(step.result.frame, index=i)
+        result = msgspec.structs.replace(step.result, frame=frame)
+        motion = None if i in (0, 11) else np.linalg.matrix_power(ahead, 4)
+        fourth.append(msgspec.structs.replace(step, result=result, motion=motion))
+    _, expected = score(truth[::4], fourth, delay=2)
+    assert scores == expected
+    assert len(scores.hits["adapted"]) == 15
+    near = [(t, s.result.classes) for t, s in zip(truth[-10:], steps[-10:], strict=True)]
+    right = sum(int((t == s).sum()) for t, s in near) / sum(int((t >= 0).sum()) for t, _ in near)
+    assert scorer.recently() == pytest.approx(right)  # of the last frames none is left out
+
+
+def test_many_labels_are_fitted_a_few_frames_at_a_time(monkeypatch):
+    truth, steps = flight(frames=50)
+    results = []
+    for frames in (1, 7, 64):
+        monkeypatch.setattr("onboard.scores.FIT_FRAMES", frames)
+        results.append(score(truth, steps)[1])
+    assert results[0] == results[1] == results[2]
 
 
 def test_macro_f1_equals_counting():

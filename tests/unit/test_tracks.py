@@ -182,6 +182,20 @@ def test_a_path_ends_at_a_cut_and_forgets():
     assert path.motion(4, 5) is None  # not there yet
 
 
+def test_motions_of_many_frames_are_those_of_each():
+    random = np.random.default_rng(5)
+    path = Path(8)
+    for frame in range(12):
+        path.add(frame, None if frame == 7 else np.eye(3) + np.tril(random.normal(0, 0.1, (3, 3)), -1).T)
+    for target in (3, 6, 9, 11):
+        each = {source: path.motion(source, target) for source in range(13)}
+        found = path.motions(range(13), target)
+        assert found.keys() == {source for source, motion in each.items() if motion is not None}
+        for source, motion in found.items():
+            np.testing.assert_array_equal(motion, each[source])
+    assert len(path.motions(range(13), 11)) == 5
+
+
 def test_a_path_of_a_whole_flight_keeps_its_digits():
     """An hour of frames that each say they sink a little: the chain is multiplied up to 1e-40 and beyond."""
     step = np.array([[0.998, 0.01, 0.3], [-0.01, 0.998, 0.1], [0, 0, 1]])
