@@ -68,8 +68,7 @@ def _model(rng: np.random.Generator, blocks: int) -> Model:
     spec = NetworkSpec(
         name="benchmark",
         input_size=64,
-        mean=(0.0, 0.0, 0.0),
-        std=(1.0, 1.0, 1.0),
+        mean=(0, 0, 0),
         stem=Stem(channels=128),
         blocks=tuple(Block(channels=128) for _ in range(blocks)),
         taps=(blocks - 1,),

@@ -13,7 +13,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from models.network import POOL_EPSILON, NetworkSpec
+from models.network import POOL_EPSILON, Block, NetworkSpec, Pool
 
 OPSET, IR_VERSION = 20, 10
 
@@ -43,11 +43,13 @@ class Graph:
         self.nodes.append(helper.make_node(kind, list(inputs), [name], **attributes))
         return name
 
-    def convolution(self, x: str, weight: Floats, stride: int, bias: NDArray[Any] | None = None) -> str:
+    def convolution(
+        self, x: str, weight: NDArray[Any], stride: int, padding: int, bias: NDArray[Any] | None = None
+    ) -> str:
         """weight (O, k, k, C) as the project keeps it."""
         k = weight.shape[1]
         inputs = [x, self.constant(weight.transpose(0, 3, 1, 2)), *([] if bias is None else [self.constant(bias)])]
-        return self.node("Conv", *inputs, strides=[stride] * 2, pads=[k // 2] * 4, kernel_shape=[k, k])
+        return self.node("Conv", *inputs, strides=[stride] * 2, pads=[padding] * 4, kernel_shape=[k, k])
 
     def binarize(self, x: str, groups: Sequence[int]) -> str:
         """Eq. 3, 4 over the channels, in groups of these lengths."""
@@ -66,21 +68,41 @@ class Graph:
         """scale * x + shift."""
         return self.node("Add", self.node("Mul", x, self.channels(scale)), self.channels(shift))
 
+    def pool(self, x: str, pool: Pool | None) -> str:
+        """A layer's pool, where it has one."""
+        if pool is None:
+            return x
+        kind = {"max": "MaxPool", "mean": "AveragePool"}[pool.kind]
+        return self.node(kind, x, kernel_shape=[pool.size] * 2, strides=[pool.stride] * 2, pads=[pool.padding] * 4)
+
     def prelu(self, x: str, slope: NDArray[Any]) -> str:
         """PReLU with a slope per channel."""
         return self.node("PRelu", x, self.constant(np.asarray(slope).reshape(-1, 1, 1)))
 
 
+def shortcut(g: Graph, x: str, block: Block, c_in: int) -> str:
+    """2x2 average pool where the block has stride 2; channels repeated up to the block's, and cut off."""
+    if block.stride == 2:
+        x = g.node("AveragePool", x, kernel_shape=[2, 2], strides=[2, 2])
+    if block.channels > c_in:
+        x = g.node("Concat", *[x] * -(-block.channels // c_in), axis=1)
+    if block.channels % c_in:
+        ends = (g.constant([n], np.int64) for n in (0, block.channels, 1))
+        x = g.node("Slice", x, *ends)
+    return x
+
+
 def build(
     spec: NetworkSpec, tensors: Mapping[str, NDArray[Any]], weights: Sequence[Floats], binary: bool
 ) -> onnx.ModelProto:
-    """Input `tiles`: float32 (N, 3, S, S) RGB, normalised; output: the features (N, F) before they are binarized.
+    """Input `tiles`: float32 (N, 3, S, S) RGB less the mean; output: the features (N, F) before they are binarized.
 
     weights: the binarized weight of each block, (O, k, k, C).
     """
     g = Graph()
-    x = g.convolution("tiles", tensors["stem.weight"], spec.stem.stride)
+    x = g.convolution("tiles", tensors["stem.weight"], spec.stem.stride, spec.stem.padding)
     x = g.prelu(g.affine(x, tensors["stem.scale"], tensors["stem.shift"]), tensors["stem.slope"])
+    x = g.pool(x, spec.stem.pool)
     pooled = []
     pixels = g.constant([2, 3], np.int64)
     for i, (block, c_in, weight) in enumerate(zip(spec.blocks, spec.block_inputs(), weights, strict=True)):
@@ -88,20 +110,19 @@ def build(
         if binary:
             beta = block.beta_a or c_in
             a = g.binarize(a, [min(beta, c_in - first) for first in range(0, c_in, beta)])
-        y = g.convolution(a, weight, block.stride)
+        y = g.convolution(a, weight, block.stride, block.padding)
         y = g.affine(y, tensors[f"block{i}.scale"], tensors[f"block{i}.shift"])
-        short = g.node("AveragePool", x, kernel_shape=[2, 2], strides=[2, 2]) if block.stride == 2 else x
-        if block.channels > c_in:
-            short = g.node("Concat", *[short] * -(-block.channels // c_in), axis=1)
-        if block.channels % c_in:
-            ends = (g.constant([n], np.int64) for n in (0, block.channels, 1))
-            short = g.node("Slice", short, *ends)
-        x = g.prelu(g.node("Add", y, short), tensors[f"block{i}.slope"])
+        if block.shortcut:
+            y = g.node("Add", y, shortcut(g, x, block, c_in))
+        x = g.pool(g.prelu(y, tensors[f"block{i}.slope"]), block.pool)
         if i in spec.taps:
             mean = g.node("ReduceMean", x, pixels, keepdims=1)
+            pooled.append(mean)
+            if not spec.deviation:
+                continue
             far = g.node("Sub", x, mean)
             variance = g.node("ReduceMean", g.node("Mul", far, far), pixels, keepdims=1)
-            pooled += [mean, g.node("Sqrt", g.node("Add", variance, g.constant(POOL_EPSILON)))]
+            pooled.append(g.node("Sqrt", g.node("Add", variance, g.constant(POOL_EPSILON))))
     z = g.node("Flatten", g.node("Concat", *pooled, axis=1))
     z = g.node("Mul", z, g.constant(tensors["features.scale"]))
     z = g.node("Add", z, g.constant(tensors["features.shift"]))
@@ -127,5 +148,5 @@ def session(model: onnx.ModelProto, threads: int = 1) -> ort.InferenceSession:
 
 def normalised(spec: NetworkSpec, tiles: NDArray[np.uint8]) -> Floats:
     """uint8 (N, S, S, 3) BGR -> the graph's input."""
-    rgb = (tiles[..., ::-1].astype(np.float32) - np.array(spec.mean, np.float32)) / np.array(spec.std, np.float32)
+    rgb = tiles[..., ::-1].astype(np.float32) - np.array(spec.mean, np.float32)
     return np.ascontiguousarray(rgb.transpose(0, 3, 1, 2), np.float32)

@@ -3,7 +3,7 @@
 case `product` is a convolution unfolded: M pixels, N output channels, K = kernel * kernel * input channels, with
 affine, shortcut and PReLU on our side, the others only multiply; `beta_a` the same for each length beta_a
 (0: one per row); `square` the paper's Fig. 5; `layer` a 3x3 convolution of ResNet-18 with packing, affine, shortcut
-and PReLU, against the bare convolution; `threads` a product in two halves.
+and PReLU, against the bare convolution; `threads` a layer by a team of two.
 
 gops counts 2 * M * N * K. scale_tax: what weight scales cost, against the same kernel that counts without them (minus
 1; 0 is nothing). time_of_one: time over that of one activation scale per row. packed_bytes: weights as the kernel
@@ -24,12 +24,13 @@ from benchmarks.float_graph import IR_VERSION, OPSET, session
 from benchmarks.timing import race
 from models import kernels, plan
 from models.jit import kernel
-from models.kernels import PANEL, ROW_NUMBERS, ROWS, STEPS, WIDTH, BinaryWeights, Floats, Packing, Window, Words
+from models.kernels import LINE, ONE, PANEL, ROW_NUMBERS, ROWS, STEPS, WIDTH, ZERO, Buffers, Floats, Plan
 from models.network import Block
 from models.simd import BACKEND, Value
 from models.simd import values as v
 from models.simd.backend import declare, splat
 from models.simd.lowering import elementwise
+from models.threads import Shared
 
 SHAPES = ((1020, 128, 1152), (768, 256, 2304), (192, 512, 4608), (3072, 64, 576))
 BETAS_W = (8, 16, 32, 256)
@@ -38,8 +39,9 @@ SQUARES = (64, 128, 256, 512, 1024, 2048, 4096)
 LAYERS = ((56, 64), (28, 128), (14, 256), (7, 512))
 BETA_W = 16
 TURNS = 21
-NOTHING = np.zeros((1, 0), np.uint32), np.zeros((1, 0), np.float32)
-"""Words and scales of no following block."""
+STEP = np.uint64(ROWS)
+REPEATS = 20
+"""Layers that a thread computes before Python is asked again."""
 LARGE = 1e10
 """Products of more operations than this are repeated less often."""
 SMALL = 3e7
@@ -67,88 +69,94 @@ def _agree(builder: ir.IRBuilder, counter: Any, x: Any) -> Any:
 elementwise(agree, ("counters", "bytes"), "counters", _agree)
 
 
-@kernel()
-def scaled_product(a: Words, scales: Floats, numbers: NDArray[np.uint64], w: BinaryWeights, out: Floats) -> None:
-    """`kernels.binary_sums` over all rows and tiles."""
-    words, deltas = a.reshape(-1), scales.reshape(-1)
-    for panel in range(0, len(numbers), PANEL):
-        for tile in range(np.uint64(w.steps.shape[0])):
-            for p in range(panel, min(panel + PANEL, len(numbers)), ROWS):
-                rows = v.take(numbers, p, ROW_NUMBERS)
-                y = kernels.binary_sums(words, deltas, v.scale(rows, a.shape[1]), rows, tile, w)
-                v.store_rows(y, out, rows, tile * WIDTH)
+@kernel(_nrt=False)
+def scaled_product(plan: Plan, buffers: Buffers) -> None:
+    """`kernels.binary_sums` over all rows and tiles of a product."""
+    layer = plan.layers[0]
+    for panel in range(ZERO, layer.pixels, PANEL):
+        last = min(panel + PANEL, layer.pixels) - ONE
+        for tile in range(layer.tiles):
+            for p in range(panel, last + ONE, STEP):
+                rows = v.from_(p, ROW_NUMBERS, last)
+                places = v.shift(v.scale(rows, layer.words), layer.word)
+                y = kernels.binary_sums(plan, buffers, layer, places, v.shift(rows, layer.scale), tile)
+                v.store_rows(y, buffers.maps, v.scale(rows, layer.wide), layer.out + tile * WIDTH)
 
 
-@kernel()
-def plain_product(
-    a: Words, scales: Floats, numbers: NDArray[np.uint64], bits: NDArray[np.uint8], w: BinaryWeights, out: Floats
-) -> None:
+@kernel(_nrt=False)
+def plain_product(plan: Plan, buffers: Buffers, bits: NDArray[np.uint8]) -> None:
     """As `scaled_product` with one activation scale per row, but bits (T, S, 4 * width) are counted without scales."""
-    zero, length = np.uint64(0), np.uint64(bits.shape[1])
-    words = a.reshape(-1)
-    for panel in range(0, len(numbers), PANEL):
-        for tile in range(np.uint64(bits.shape[0])):
-            for p in range(panel, min(panel + PANEL, len(numbers)), ROWS):
-                rows = v.take(numbers, p, ROW_NUMBERS)
-                places = v.scale(rows, a.shape[1])
-                n = v.start(v.load_ints(w.base, tile, zero), rows)
-                for part in range(zero, length, STEPS):
-                    for k in range(part, min(part + STEPS, length)):
-                        n = agree(n, v.broadcast_words(words, places, k) ^ v.load_bytes(bits, tile, k))
+    layer = plan.layers[0]
+    for panel in range(ZERO, layer.pixels, PANEL):
+        last = min(panel + PANEL, layer.pixels) - ONE
+        for tile in range(layer.tiles):
+            for p in range(panel, last + ONE, STEP):
+                rows = v.from_(p, ROW_NUMBERS, last)
+                places = v.shift(v.scale(rows, layer.words), layer.word)
+                n = v.start(v.load_ints(plan.ints, layer.begins + tile * WIDTH), rows)
+                line = tile * layer.words * LINE
+                for part in range(ZERO, layer.words, STEPS):
+                    for k in range(part, min(part + STEPS, layer.words)):
+                        signs = v.load_bytes(bits, line + k * LINE)
+                        n = agree(n, v.broadcast_words(buffers.words, places, k) ^ signs)
                     n = v.settle(n)
-                y = v.multiply_add(v.broadcast_floats(scales, rows, zero), v.as_floats(n), v.no_floats(rows))
-                v.store_rows(y, out, rows, tile * WIDTH)
+                delta = v.broadcast_floats(buffers.scales, v.shift(rows, layer.scale), ZERO)
+                y = v.multiply_add(delta, v.as_floats(n), v.no_floats(rows))
+                v.store_rows(y, buffers.maps, v.scale(rows, layer.wide), layer.out + tile * WIDTH)
 
 
-@kernel()
-def float_product(a: Floats, numbers: NDArray[np.uint64], w: Floats, out: Floats) -> None:
-    """The float twin, written alike: a (M, K), w (T, K, width), out (M, T * width)."""
-    for panel in range(0, len(numbers), PANEL):
-        for tile in range(np.uint64(w.shape[0])):
-            for p in range(panel, min(panel + PANEL, len(numbers)), ROWS):
-                rows = v.take(numbers, p, ROW_NUMBERS)
-                y = v.no_floats(rows)
-                for k in range(np.uint64(w.shape[1])):
-                    y = v.multiply_add(v.broadcast_floats(a, rows, k), v.load_floats(w, tile, k), y)
-                v.store_rows(y, out, rows, tile * WIDTH)
+@kernel(_nrt=False)
+def float_product(a: Floats, k: np.uint64, w: Floats, out: Floats, m: np.uint64) -> None:
+    """The float twin, written alike: a (m, k), w (T, k, width), out (m, T * width), all flat."""
+    tiles = np.uint64(len(w)) // (k * WIDTH)
+    for panel in range(ZERO, m, PANEL):
+        last = min(panel + PANEL, m) - ONE
+        for tile in range(tiles):
+            for p in range(panel, last + ONE, STEP):
+                rows = v.from_(p, ROW_NUMBERS, last)
+                places, y = v.scale(rows, k), v.no_floats(rows)
+                for i in range(k):
+                    line = v.load_floats(w, (tile * k + i) * WIDTH)
+                    y = v.multiply_add(v.broadcast_floats(a, places, i), line, y)
+                v.store_rows(y, out, v.scale(rows, tiles * WIDTH), tile * WIDTH)
 
 
-@kernel()
-def repeated_float(times: int, a: Floats, numbers: NDArray[np.uint64], w: Floats, out: Floats) -> None:
+@kernel(_nrt=False)
+def repeated_float(times: int, a: Floats, k: np.uint64, w: Floats, out: Floats, m: np.uint64) -> None:
     """`float_product` some times, from compiled code."""
     for _ in range(times):
-        float_product(a, numbers, w, out)
+        float_product(a, k, w, out, m)
 
 
-@kernel()
-def repeated_block(times: int, *arguments: Any) -> None:
-    """`kernels.binary_block` some times, from compiled code."""
+@kernel(_nrt=False)
+def repeated_run(times: int, plan: Plan, buffers: Buffers, gate: Shared, member: int, team: int) -> None:
+    """`kernels.run_layer` over the first layer some times, from compiled code."""
     for _ in range(times):
-        kernels.binary_block(*arguments)
+        kernels.run_layer(plan, buffers, 0, 1, gate, member, team)
+
+
+@kernel(_nrt=False)
+def repeated_layer(times: int, plan: Plan, buffers: Buffers, number: int) -> None:
+    """`kernels.convolve` over a layer some times, from compiled code."""
+    layer = plan.layers[number]
+    for _ in range(times):
+        for first in range(ZERO, layer.pixels, PANEL):
+            kernels.convolve(plan, buffers, layer, ZERO, first, min(first + PANEL, layer.pixels))
 
 
 class Product(NamedTuple):
-    """Operands of one product, packed and as floats."""
+    """Operands of one product, packed and as floats: a (m, k), w (n, k), out (m, padded n)."""
 
-    words: Words
-    scales: Floats
-    window: Window
-    packing: Packing
-    weights: BinaryWeights
-    affine: Floats
-    shortcut: Floats
-    out: Floats
+    plan: Plan
+    buffers: Buffers
     a: Floats
     w: Floats
-
-    def arguments(self) -> tuple[Any, ...]:
-        """What `kernels.binary_block` takes."""
-        own = self.words, self.scales, self.window, self.weights, self.shortcut, self.affine, self.out
-        return *own, self.packing, *NOTHING
+    out: Floats
+    packed_bytes: int
 
     def run(self) -> None:
         """The kernel that flies."""
-        kernels.binary_block(*self.arguments())
+        repeated_layer(1, self.plan, self.buffers, 0)
 
 
 def product(m: int, n: int, k: int, beta_w: int = BETA_W, beta_a: int = 0) -> Product:
@@ -157,19 +165,25 @@ def product(m: int, n: int, k: int, beta_w: int = BETA_W, beta_a: int = 0) -> Pr
     bits = rng.integers(0, 256, (n, k // 8), np.uint8)
     q = rng.integers(1, kernels.MAX_Q + 1, (n, -(-k // beta_w)), np.uint8)
     s = rng.uniform(0.5, 1.5, n).astype(np.float32) / np.float32(64 * k**0.5)
-    numbers = np.arange(m, dtype=np.uint64)
-    window = Window(numbers, numbers, numbers, m, m)
-    packing, weights = plan.binary_weights(bits, q, np.zeros(k, np.float32), 1, beta_w, beta_a, window)
-    x = np.zeros((m, plan.padded(k)), np.float32)
-    x[:, :k] = rng.normal(size=(m, k))
-    words, scales = np.zeros((m, len(packing.mask)), np.uint32), np.zeros((m, -(-k // packing.beta)), np.float32)
-    kernels.pack_activations(x, packing, words, scales)
-    out = plan.aligned((m, plan.padded(n)), np.float32)
-    a = np.where(x[:, :k] < 0, -1, 1) * np.repeat(scales, packing.beta, axis=1)[:, :k]
+    one, zero = np.ones(n, np.float32), np.zeros(n, np.float32)
+    tensors = {"in_shift": np.zeros(k), "bits": bits, "q": q, "s": s, "scale": one, "shift": zero, "slope": one}
+    builder = plan.Builder()
+    block = Block(channels=n, kernel=1, beta_w=beta_w, beta_a=beta_a, shortcut=False)
+    builder.block(block, k, int(np.ceil(m**0.5)), tensors)
+    builder.layers[0] |= {"pixels": m, "source_pixels": m, "image": m}
+    layout = builder.layout(1)
+    buffers, layer = layout.buffers(), layout.plan.layers[0]
+    x = rng.normal(size=(m, k)).astype(np.float32)
+    rows = buffers.maps[layer["source"] : layer["source"] + np.uint64(m) * layer["source_wide"]].reshape(m, -1)
+    rows[:, :k] = x
+    kernels.pack_source(layout.plan, buffers, 0, 1)
+    beta = beta_a or k
+    delta = np.abs(np.pad(x, ((0, 0), (0, -k % beta)))).reshape(m, -1, beta).sum(2) / beta
+    a = np.where(x < 0, -1, 1) * np.repeat(delta, beta, axis=1)[:, :k]
     w = (1 - 2.0 * np.unpackbits(bits, axis=1, bitorder="little")) * np.repeat(q, beta_w, axis=1)[:, :k] * s[:, None]
-    affine = plan.affine(s, np.zeros(n), np.ones(n))
-    a, w = a.astype(np.float32), w.astype(np.float32)
-    return Product(words, scales, window, packing, weights, affine, np.zeros_like(out), out, a, w)
+    out = buffers.maps[layer["out"] : layer["out"] + np.uint64(m) * layer["wide"]].reshape(m, -1)
+    size = layout.plan.bytes.nbytes + layout.plan.ints.nbytes
+    return Product(layout.plan, buffers, a.astype(np.float32), w.astype(np.float32), out, size)
 
 
 def onnx_call(
@@ -192,6 +206,13 @@ def onnx_call(
     return partial(session(model).run, None, graph_inputs)
 
 
+def flat(array: NDArray[Any]) -> NDArray[Any]:
+    """The array as the kernels take it: flat and aligned."""
+    out = plan.aligned((array.size,), array.dtype.type)
+    out[:] = array.reshape(-1)
+    return out
+
+
 def row(**measured: object) -> dict[str, object]:
     """A row of the table: every key is there, None where nothing was measured."""
     return {key: measured.get(key) for key in KEYS}
@@ -202,28 +223,24 @@ def products(m: int, n: int, k: int, turns: int) -> list[dict[str, object]]:
     rng = np.random.default_rng(1)
     own = {beta_w: product(m, n, k, beta_w) for beta_w in BETAS_W}
     p = own[BETA_W]
-    b, blas_out, twin_out, sums = (
-        np.ascontiguousarray(p.w.T),
-        np.zeros((m, n), np.float32),
-        *np.zeros((2, *p.out.shape), np.float32),
-    )
-    numbers, w_tiles = p.window.numbers, plan.tiles(p.w)
-    bits = plan.aligned((len(p.weights.steps), k // 32, 4 * BACKEND.width), np.uint8)
-    bits[:] = p.weights.steps[:, ::2]
+    b, blas_out, twin_out = np.ascontiguousarray(p.w.T), np.zeros((m, n), np.float32), np.zeros_like(p.out)
+    twin = p.a.reshape(-1), np.uint64(k), flat(plan.tiles(p.w)), twin_out.reshape(-1), np.uint64(m)
+    bits = flat(plan.tiles(rng.integers(0, 256, (n, k // 32, 4), np.uint8)))
     b8, a8 = rng.integers(-127, 128, b.shape, np.int8), rng.integers(0, 256, p.a.shape, np.uint8)
     ort_float = onnx_call({"a": p.a}, "MatMul", {"b": b}, TensorProto.FLOAT, order=["a", "b"])
     ort_int8 = onnx_call({"a": a8}, "MatMulInteger", {"b": b8}, TensorProto.INT32, order=["a", "b"])
     contenders: dict[str, Callable[[], object]] = {
         "openblas": lambda: np.dot(p.a, b, out=blas_out),
-        "twin": lambda: float_product(p.a, numbers, w_tiles, twin_out),
+        "twin": lambda: float_product(*twin),
         "ort_float": ort_float,
         "ort_int8": ort_int8,
-        "plain": lambda: plain_product(p.words, p.scales, numbers, bits, p.weights, sums),
+        "plain": lambda: plain_product(p.plan, p.buffers, bits),
     }
     for beta_w, one in own.items():
         contenders[f"ours{beta_w}"] = one.run
-        contenders[f"scaled{beta_w}"] = partial(scaled_product, one.words, one.scales, numbers, one.weights, sums)
+        contenders[f"scaled{beta_w}"] = partial(scaled_product, one.plan, one.buffers)
     seconds = race(contenders, turns)
+    p.run()
     for name, other in (("twin", twin_out[:, :n]), ("ours", p.out[:, :n]), ("ort_float", ort_float()[0])):
         assert np.abs(other - blas_out).max() <= 1e-4 * np.abs(blas_out).max(), f"{name} is wrong"
     return [
@@ -239,7 +256,7 @@ def products(m: int, n: int, k: int, turns: int) -> list[dict[str, object]]:
             vs_ort_float=seconds["ort_float"] / seconds[f"ours{beta_w}"],
             vs_ort_int8=seconds["ort_int8"] / seconds[f"ours{beta_w}"],
             scale_tax=seconds[f"scaled{beta_w}"] / seconds["plain"] - 1,
-            packed_bytes=one.weights.steps.nbytes + one.weights.base.nbytes,
+            packed_bytes=one.packed_bytes,
         )
         for beta_w, one in own.items()
     ]
@@ -268,10 +285,10 @@ def square(m: int, turns: int) -> dict[str, object]:
     p = product(m, m, m)
     b, blas_out, twin_out = np.ascontiguousarray(p.w.T), np.zeros((m, m), np.float32), np.zeros_like(p.out)
     times = max(1, int(SMALL / m**3))
-    ours, twin = (times, *p.arguments()), (times, p.a, p.window.numbers, plan.tiles(p.w), twin_out)
+    twin = times, p.a.reshape(-1), np.uint64(m), flat(plan.tiles(p.w)), twin_out.reshape(-1), np.uint64(m)
     seconds = race(
         {
-            "ours": lambda: repeated_block(*ours),
+            "ours": lambda: repeated_layer(times, p.plan, p.buffers, 0),
             "openblas": lambda: [np.dot(p.a, b, out=blas_out) for _ in range(times)],
             "twin": lambda: repeated_float(*twin),
         },
@@ -287,24 +304,34 @@ def square(m: int, turns: int) -> dict[str, object]:
         gops=2e-9 * m**3 / seconds["ours"],
         vs_openblas=seconds["openblas"] / seconds["ours"],
         vs_float_twin=seconds["twin"] / seconds["ours"],
-        packed_bytes=p.weights.steps.nbytes + p.weights.base.nbytes,
+        packed_bytes=p.packed_bytes,
     )
+
+
+def layer_plan(block: Block, size: int) -> plan.Layout:
+    """The same block twice, so that the first one packs its output for the second."""
+    rng, channels = np.random.default_rng(0), block.channels
+    tensors: dict[str, NDArray[Any]] = {
+        "in_shift": rng.normal(0, 0.3, channels),
+        "bits": rng.integers(0, 256, (channels, 9 * channels // 8), np.uint8),
+        "q": rng.integers(1, 128, (channels, 9 * channels // BETA_W), np.uint8),
+        **{name: rng.uniform(0.5, 1.5, channels) for name in ("s", "scale", "shift", "slope")},
+    }
+    builder = plan.Builder()
+    for _ in range(2):
+        builder.block(block, channels, size, tensors)
+    return builder.layout(1)
 
 
 def layer(size: int, channels: int, turns: int) -> dict[str, object]:
     """A 3x3 convolution of ResNet-18 over one image: ours writes floats, and packs them for the next layer."""
     rng = np.random.default_rng(0)
-    k = 9 * channels
-    tensors: dict[str, NDArray[Any]] = {
-        "in_shift": rng.normal(0, 0.3, channels),
-        "bits": rng.integers(0, 256, (channels, k // 8), np.uint8),
-        "q": rng.integers(1, 128, (channels, k // BETA_W), np.uint8),
-        **{name: rng.uniform(0.5, 1.5, channels) for name in ("s", "scale", "shift", "slope")},
-    }
-    own = plan.BlockPlan(Block(channels=channels, beta_w=BETA_W), channels, size, tensors)
-    buffers, following = own.buffers(1), own.buffers(1)
+    k, layout = 9 * channels, layer_plan(Block(channels=channels, beta_w=BETA_W), size)
+    buffers, gate = layout.buffers(), np.zeros(kernels.SHARED, np.int64)
     x = rng.normal(size=(size * size, channels)).astype(np.float32)
-    own.pack(x, buffers)
+    begin = int(layout.plan.layers[0]["source"])
+    buffers.maps[begin : begin + x.size] = x.reshape(-1)
+    kernels.pack_source(layout.plan, buffers, 0, 1)
     image = np.ascontiguousarray(x.T.reshape(1, channels, size, size))
     w = rng.normal(size=(channels, channels, 3, 3)).astype(np.float32)
     w8, x8 = rng.integers(-127, 128, w.shape, np.int8), rng.integers(0, 256, image.shape, np.uint8)
@@ -320,7 +347,7 @@ def layer(size: int, channels: int, turns: int) -> dict[str, object]:
     }
     seconds = race(
         {
-            "ours": lambda: own.run(x, buffers, (own, following)),
+            "ours": lambda: kernels.run_layer(layout.plan, buffers, 0, 1, gate, 0, 1),
             "float": onnx_call({"x": image}, "Conv", {"w": w}, TensorProto.FLOAT, order=["x", "w"], pads=[1] * 4),
             "int8": onnx_call({"x": x8}, "QLinearConv", scale, TensorProto.UINT8, order=["x", *scale], pads=[1] * 4),
         },
@@ -335,28 +362,34 @@ def layer(size: int, channels: int, turns: int) -> dict[str, object]:
         gops=2e-9 * size**2 * channels * k / seconds["ours"],
         vs_ort_float=seconds["float"] / seconds["ours"],
         vs_ort_int8=seconds["int8"] / seconds["ours"],
-        packed_bytes=own.weights.steps.nbytes + own.weights.base.nbytes,
+        packed_bytes=layout.plan.bytes.nbytes // 2 + layout.plan.ints.nbytes // 2,
     )
 
 
-def threads(m: int, n: int, k: int, turns: int) -> dict[str, object]:
-    """The same product twice, one after the other and at once."""
-    halves = [product(m, n, k), product(m, n, k)]
-    with ThreadPoolExecutor(2) as pool:
-        seconds = race(
-            {
-                "one": lambda: [p.run() for p in halves],
-                "two": lambda: list(pool.map(Product.run, halves)),
-            },
-            turns,
-        )
+def threads(size: int, channels: int, turns: int) -> dict[str, object]:
+    """A 3x3 convolution of one image by one thread, and by a team of two."""
+    block, k = Block(channels=channels, beta_w=BETA_W), 9 * channels
+    layout = layer_plan(block, size)
+    buffers = layout.buffers()
+    gates = np.zeros((2, kernels.SHARED), np.int64)
+    with ThreadPoolExecutor(1) as pool:
+
+        def work(member: int, team: int) -> None:
+            repeated_run(REPEATS, layout.plan, buffers, gates[team - 1], member, team)
+
+        def both() -> None:
+            other = pool.submit(work, 1, 2)
+            work(0, 2)
+            other.result()
+
+        seconds = race({"one": lambda: work(0, 1), "two": both}, turns)
     return row(
         case="threads",
-        shape=f"{2 * m}x{n}x{k}",
+        shape=f"{size}x{size}x{channels} 3x3",
         beta_w=BETA_W,
         beta_a=0,
         threads=2,
-        gops=4e-9 * m * n * k / seconds["two"],
+        gops=2e-9 * REPEATS * size**2 * channels * k / seconds["two"],
         vs_one_thread=seconds["one"] / seconds["two"],
     )
 
@@ -377,5 +410,5 @@ def rows(quick: bool, progress: Callable[[str], None]) -> list[dict[str, object]
         progress(f"{size} x {size} x {channels}")
         table.append(layer(size, channels, turns))
     progress("threads")
-    table.append(threads(*SHAPES[1], turns))
+    table.append(threads(*LAYERS[1], turns))
     return table

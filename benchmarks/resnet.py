@@ -1,7 +1,7 @@
 """ResNet-18 at 224 x 224 with random weights: ours, and the usual one as standard ONNX operators.
 
-Ours has the same stem and the same sixteen 3x3 convolutions. Where the usual one has a 3x3 max pool, our first block
-has stride 2 (as many products); where it has 1x1 convolutions in three shortcuts, ours average and repeat channels.
+Ours has the same stem, max pool and sixteen 3x3 convolutions, with a shortcut around each of them instead of around
+two; where the usual one has 1x1 convolutions in three shortcuts, ours average and repeat channels.
 """
 
 from typing import Any
@@ -13,17 +13,16 @@ from onnx import TensorProto, helper
 
 from benchmarks.float_graph import IR_VERSION, OPSET, Graph
 from models.model import Model, head_shapes
-from models.network import Block, NetworkSpec, Stem
+from models.network import Block, NetworkSpec, Pool, Stem
 
 SIZE, CLASSES = 224, 100
 WIDTHS = (64, 128, 256, 512)
 SPEC = NetworkSpec(
     name="resnet-18",
     input_size=SIZE,
-    mean=(123.7, 116.3, 103.5),
-    std=(58.4, 57.1, 57.4),
-    stem=Stem(channels=WIDTHS[0], kernel=7, stride=2),
-    blocks=tuple(Block(channels=c, stride=2 if i == 0 else 1, beta_w=16) for c in WIDTHS for i in range(4)),
+    mean=(124, 116, 104),
+    stem=Stem(channels=WIDTHS[0], kernel=7, stride=2, pool=Pool(size=3, stride=2, padding=1)),
+    blocks=tuple(Block(channels=c, stride=2 if i == 0 and c > 64 else 1) for c in WIDTHS for i in range(4)),
     taps=(15,),
 )
 
@@ -36,10 +35,12 @@ def model() -> Model:
         kind = name.split(".")[-1]
         if dtype == "int16":
             tensors[name] = rng.integers(-500, 500, shape).astype(np.int16)
+        elif dtype == "int8":
+            tensors[name] = rng.integers(-127, 128, shape).astype(np.int8)
         elif dtype == "uint8":
             tensors[name] = rng.integers(1 if kind == "q" else 0, 128, shape).astype(np.uint8)
         else:
-            size = {"s": 3e-4, "weight": 0.1, "scale": 1.0}.get(kind, 0.2)
+            size = {"s": 3e-4, "scale": 1e-4 if name == "stem.scale" else 1.0}.get(kind, 0.2)
             tensors[name] = (size * rng.uniform(0.5, 1, shape) * rng.choice([-1, 1], shape)).astype(np.float32)
     return Model(SPEC, tensors, tuple(f"class {i}" for i in range(CLASSES)))
 
@@ -50,7 +51,7 @@ def graph() -> onnx.ModelProto:
 
     def convolution(x: str, c_in: int, c_out: int, kernel: int, stride: int) -> str:
         weight = rng.normal(0, (2 / (kernel**2 * c_in)) ** 0.5, (c_out, kernel, kernel, c_in)).astype(np.float32)
-        return g.convolution(x, weight, stride, bias=np.zeros(c_out))
+        return g.convolution(x, weight, stride, kernel // 2, bias=np.zeros(c_out))
 
     x = g.node("Relu", convolution("tiles", 3, WIDTHS[0], 7, 2))
     x = g.node("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])

@@ -15,6 +15,7 @@ def _info(args: argparse.Namespace) -> int:
     parts = {
         "binary weights": sum(8 * a.size for n, a in model.tensors.items() if n.endswith(".bits")),
         "block scales": sum(a.size for n, a in model.tensors.items() if n.endswith(".q")),
+        "stem weights": sum(a.size for n, a in model.tensors.items() if n == "stem.weight"),
         "float parameters": sum(a.size for a in model.tensors.values() if a.dtype.name == "float32"),
     }
     facts: dict[str, object] = {

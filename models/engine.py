@@ -1,27 +1,21 @@
-"""Fast inference: an `Engine` compiles one `Model` into a plan of packed weights and preallocated buffers.
-
-Tiles go through the whole network in pieces of a few images, so that what a block writes is still in the cache when
-the next block reads it; with more than one thread, each thread takes pieces and owns its buffers.
-"""
+"""Fast inference: an `Engine` compiles one `Model` into a plan of packed weights and preallocated buffers."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from queue import SimpleQueue
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models import kernels
+from models import kernels, plan
 from models.binarize import block_scales
 from models.bits import pack_signs, unpack_signs
 from models.jit import without_broken_cache
 from models.model import Model
 from models.network import HEAD_STEP, POOL_EPSILON
-from models.plan import BlockBuffers, BlockPlan, StemBuffers, StemPlan
 
-PIECE_IMAGES = 4
-"""Images that go through the network together."""
+TEAM_PRODUCTS = 10**8
+"""An image of fewer products is computed by one thread: the others would wait for each other longer than they work."""
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
@@ -48,16 +42,8 @@ class Features:
         return unpack_signs(self.bits, self.count) * spread
 
 
-@dataclass(frozen=True, eq=False)
-class _Buffers:
-    """The work space of one thread."""
-
-    stem: StemBuffers
-    blocks: list[BlockBuffers]
-
-
 class Engine:
-    """A model, ready to run. `threads` is how many tiles are computed at once; safe to call from several threads.
+    """A model, ready to run. `threads` is how many compute; safe to call from several threads, one after another.
 
     Raises ArtifactError where the network cannot be computed with packed bits.
     """
@@ -66,21 +52,11 @@ class Engine:
         if threads < 1:
             raise ValueError(f"an engine needs at least one thread, not {threads}")
         self.model = model
-        spec = model.spec
-        self._stem = StemPlan(spec, model.tensors)
-        self._blocks: list[BlockPlan] = []
-        size = self._stem.out_size
-        for i, (block, c_in) in enumerate(zip(spec.blocks, spec.block_inputs(), strict=True)):
-            prefix = f"block{i}."
-            own = {name.removeprefix(prefix): x for name, x in model.tensors.items() if name.startswith(prefix)}
-            self._blocks.append(BlockPlan(block, c_in, size, own))
-            size = self._blocks[-1].out_size
-        self._buffers: SimpleQueue[_Buffers] = SimpleQueue()
-        for _ in range(threads):
-            self._buffers.put(
-                _Buffers(self._stem.buffers(PIECE_IMAGES), [b.buffers(PIECE_IMAGES) for b in self._blocks])
-            )
-        self._pool = ThreadPoolExecutor(threads, "engine") if threads > 1 else None
+        layout = plan.of_network(model.spec, model.tensors)
+        self._plan, self._together = layout.plan, layout.products >= TEAM_PRODUCTS
+        self._buffers = [layout.buffers() for _ in range(threads)]
+        self._mine = threading.Lock()
+        self._others = ThreadPoolExecutor(threads - 1, "engine") if threads > 1 else None
         self._scale = model.tensors["features.scale"].astype(np.float32)
         self._shift = model.tensors["features.shift"].astype(np.float32)
         self._head = model.tensors["head.weight"].astype(np.float32).T * np.float32(HEAD_STEP)
@@ -116,27 +92,23 @@ class Engine:
 
     def _pooled(self, tiles: NDArray[np.uint8]) -> Floats:
         """The moments of the tapped blocks, float32 (N, F)."""
+        tiles = np.require(tiles, requirements=("C", "W"))  # what the kernels are compiled for
         out = np.empty((len(tiles), self.model.spec.feature_count), np.float32)
-        starts = range(0, len(tiles), PIECE_IMAGES)
-        if self._pool is None or len(starts) < 2:
-            for start in starts:
-                self._piece(tiles, out, start)
-        else:
-            list(self._pool.map(lambda start: self._piece(tiles, out, start), starts))
+        with self._mine:
+            self._run(tiles, out)
         return out
 
-    def _piece(self, tiles: NDArray[np.uint8], out: Floats, start: int) -> None:
-        """One piece through the network, in buffers that nobody uses now."""
-        tiles, out = tiles[start : start + PIECE_IMAGES], out[start : start + PIECE_IMAGES]
-        buffers = self._buffers.get()
-        try:
-            x, column = self._stem.run(tiles, buffers.stem), 0
-            self._blocks[0].pack(x, buffers.blocks[0])
-            chain = list(zip(self._blocks, buffers.blocks, strict=True))
-            for i, ((block, own), following) in enumerate(zip(chain, [*chain[1:], None], strict=True)):
-                x = block.run(x, own, following)
-                if i in self.model.spec.taps:
-                    kernels.pool_moments(x, block.channels, block.out_size**2, POOL_EPSILON, column, out)
-                    column += 2 * block.channels
-        finally:
-            self._buffers.put(buffers)
+    def _run(self, tiles: NDArray[np.uint8], out: Floats) -> None:
+        """In pieces that threads take one by one; a few large images are shared by all threads, layer by layer."""
+        threads = len(self._buffers)
+        alone = not self._together or len(tiles) >= threads * self._buffers[0].images
+        shared = np.zeros(kernels.SHARED, np.int64)
+
+        def work(member: int) -> None:
+            own, team = (self._buffers[member], 1) if alone else (self._buffers[0], threads)
+            kernels.network(self._plan, own, tiles, np.float32(POOL_EPSILON), out, shared, 0 if alone else member, team)
+
+        others = [self._others.submit(work, member) for member in range(1, threads)] if self._others else []
+        work(0)
+        for other in others:
+            other.result()

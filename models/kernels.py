@@ -1,17 +1,18 @@
-"""The kernels of inference on `models.simd`: pack signs, binary convolution, float stem, moments over pixels.
+"""The kernels of inference on `models.simd`: a whole network on packed bits, from pixels to the moments of its taps.
 
-Lanes are output channels: weights lie as (tile, step, width), so that one 32-bit word of activations meets a vector of
+Lanes are output channels: weights lie as lines of vectors, so that one 32-bit word of activations meets a vector of
 weight words and nothing is added across a vector. Each byte of a word, 8 inputs, has a weight scale of its own; a *run*
 is a range of words that has one activation scale; `models.plan` cuts them. Agreeing signs are counted, times twice the
-scale, on top of minus the sum of all scales: that is eq. 7 in integers.
+scale, on top of minus the sum of all scales: that is eq. 7 in integers. Where a scale holds for 16 inputs or more,
+words go in *pairs*: their bytes lie so that both words have the same scale at each place, and one product serves both.
 
-Images are flat lists of pixels. Feature maps hold their channels padded to whole words; what stands in the padding is
-finite and never counts. Packed ones have a border for the zero padding: its scales are zero, so its bits do not matter.
+All arrays are flat. Feature maps hold their channels padded to whole words; what stands in the padding is finite and
+never counts. Packed ones have a border for the zero padding: its scales are zero, so its bits do not matter.
 Hot indices are uint64: Numba asks of every signed one whether it is negative. `_nrt=False`: no kernel makes an array,
 so nothing is gained by counting references to those that come in, which takes longer than a short sum.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,17 +29,22 @@ from models.simd import (
     add_up,
     as_floats,
     broadcast_floats,
+    broadcast_pixels,
     broadcast_words,
     dot,
+    from_,
     load_bytes,
     load_floats,
     load_ints,
     load_rows,
     load_word,
+    middle,
+    mix,
     multiply_add,
     no_floats,
     popcount,
     prelu,
+    repeat,
     scale,
     settle,
     shift,
@@ -47,296 +53,473 @@ from models.simd import (
     store_rows,
     take,
 )
+from models.threads import Shared, add_shared, meet
 
 MAX_Q = 127
 ROWS = BACKEND.rows
 """Output pixels that one pass over the weights serves."""
-PANEL = 20 * ROWS
+PANEL = np.uint64(20 * ROWS)
 """Output pixels that meet all weights before the next ones do: a tile of weights stays in the cache meanwhile."""
+PIECE, GATE = 0, 8
+"""Where in the shared integers of `network` the next piece stands, and where its gate begins."""
+SHARED = 24
+FLIP = np.uint8(0x80 if BACKEND.signed else 0)
 
 WIDTH, STEPS, WORD_LENGTH = np.uint64(BACKEND.width), np.uint64(BACKEND.steps), np.uint64(WORD_BITS)
+LINE = np.uint64(4 * BACKEND.width)
+"""Bytes of a line of weights."""
 LIMITED = BACKEND.steps != UNLIMITED
+PAIRS = np.uint64(BACKEND.steps // 2)
 ROW_NUMBERS = tuple(range(ROWS))
-ONE, TWO = np.uint64(1), np.uint64(2)
-WORD, GROUP, COUNT, LENGTH = (np.uint64(i) for i in range(4))  # columns of BinaryWeights.spans
-GAIN, SHIFT, SLOPE = (np.uint64(i) for i in range(3))
+ZERO, ONE, TWO, THREE, FOUR, _, SIX = (np.uint64(i) for i in range(7))
+SPAN = np.uint64(5)
+NONE = np.uint64(2**63)
+"""A field that does not hold."""
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 Words = NDArray[np.uint32]
 Indices = NDArray[np.uint64]
+Layer = Any
+"""A row of `Plan.layers`."""
+
+FIELDS = {
+    # the packed input; a stem has pixels instead
+    "source": "maps: where the input map begins",
+    "source_wide": "its channels, padded",
+    "source_pixels": "its pixels in an image",
+    "channels": "its real channels",
+    "beta": "channels that share an activation scale",
+    "in_shift": "floats: added before binarizing",
+    "inside": "indices: where each pixel goes in the packed image with its border",
+    "word": "words: where the packed input begins",
+    "scale": "scales: the same",
+    "words": "words of a pixel",
+    "groups": "scales of a pixel",
+    "image": "pixels of a packed image, border included",
+    "origins": "indices: the 32 channels of each word begin there",
+    "masks": "masks: bits of each word that count",
+    "paired": "whether words 0 and 1, 2 and 3, ... have their bytes exchanged",
+    # the convolution
+    "stem": "whether this is the stem",
+    "windows": "indices: first pixel of the window of each output pixel",
+    "pixels": "output pixels of an image",
+    "spans": "indices: (., 5) first word and scale of some runs of a window, how many, pairs and single words of each",
+    "span_count": "how many spans; of a stem, lines of its kernel",
+    "steps": "bytes: lines of weights, tile after tile",
+    "lines": "lines of a tile",
+    "begins": "ints: where each sum begins, for each tile and run",
+    "runs": "runs of a tile",
+    "tiles": "BACKEND.width output channels each",
+    # the epilogue
+    "gain": "floats: times the sum, a vector for each tile",
+    "shift": "floats: added",
+    "slope": "floats: of the PReLU",
+    "halves": "whether the shortcut averages 2 x 2 pixels",
+    "short": "maps: where the shortcut reads, or NONE",
+    "short_wide": "channels there, padded",
+    "short_channels": "channels there before they repeat",
+    "short_side": "pixels of a line there",
+    "corners": "indices: where the 2 x 2 pixels begin",
+    "repeats": "whether the source has to be written to `short` with its channels repeated",
+    # what becomes of the output
+    "out": "maps: where the output before the pool goes",
+    "wide": "its channels, padded",
+    "side": "pixels of its line",
+    "pool": "size of the pool, 0 for none",
+    "pool_stride": "pixels from one window to the next",
+    "pool_padding": "pixels outside of the map on each side",
+    "pool_mean": "whether it takes the mean",
+    "result": "maps: where the output after the pool goes",
+    "result_side": "pixels of its line",
+    "tap": "first column of the features, or NONE",
+    "tapped": "channels that are tapped",
+    "deviation": "whether their deviation is, too",
+}
+"""Of a layer. Places in the arenas of the `Plan` and its `Buffers`, in items."""
+LAYER = np.dtype([(name, np.uint64) for name in FIELDS])
 
 
-class Window(NamedTuple):
-    """Where a convolution reads: padded images as flat pixels.
+class Plan(NamedTuple):
+    """A network laid out for the kernels: a table of layers, and what they read, end to end by type."""
 
-    starts: (P,) first pixel of the window of each output pixel; numbers: (P,) 0, 1, 2, ...; inside: where each pixel of
-    the image without its border stands; image_pixels: pixels of a padded image; width: its row length.
-    """
-
-    starts: Indices
-    numbers: Indices
-    inside: Indices
-    image_pixels: int
-    width: int
+    layers: NDArray[np.void]
+    bytes: Bytes
+    ints: NDArray[np.int32]
+    floats: Floats
+    indices: Indices
+    masks: Words
 
 
-class Packing(NamedTuple):
-    """How a feature map becomes words: words[i] = signs of the 32 channels from source[i] on, under mask[i].
+class Buffers(NamedTuple):
+    """What the kernels write for up to `images` images at once; for one thread, or a team of them."""
 
-    shift: (1, padded channels), added before; channels: the real ones; beta: how many of them share a scale;
-    inside, image_pixels: where the pixels go, as in the window of the convolution that reads them.
-    """
-
-    shift: Floats
-    source: Indices
-    mask: Words
-    inside: Indices
-    image_pixels: int
-    channels: int
-    beta: int
+    images: int
+    pixels: Bytes
+    words: Words
+    scales: Floats
+    maps: Floats
 
 
-class BinaryWeights(NamedTuple):
-    """Weights of a binary convolution: T tiles of `BACKEND.width` output channels (padded), S steps and R runs.
-
-    steps: uint8 (T, 2 * S, 4 * width), the inverted sign bits of a step, then twice the scale of each of its bytes;
-    spans: (., 4) runs of equal length in one tap: their first packed word and activation scale, counted from the
-    window's first pixel, how many runs, and steps of each;
-    base: int32 (T, R, width) minus the sum of all scales.
-    """
-
-    steps: Bytes
-    spans: Indices
-    base: NDArray[np.int32]
-    places: Indices
-    groups: Indices
+EVEN, ODD, BYTE = np.uint32(0x00FF00FF), np.uint32(0xFF00FF00), np.uint32(8)
 
 
 @kernel(forceinline=True, _nrt=False)
-def _pack(
-    x: Floats, origin: Index, packing: Packing, first: Index, last: Index, target: Index, words: Words, scales: Floats
-) -> None:
-    """Binarize pixels first .. last - 1 of an image (eq. 3, 4) that begins at `origin` of x and `target` of words.
+def _pair(x: Index, y: Index, words: Words, at: Index) -> None:
+    """Store two words as bytes 0, 4, 2, 6 of both, then 1, 5, 3, 7.
+
+    Neighbouring bytes, which have the same weight scale, then stand at the same place of the two words.
+    """
+    words[at] = (x & EVEN) | ((y & EVEN) << BYTE)
+    words[at + ONE] = ((x >> BYTE) & EVEN) | (y & ODD)
+
+
+@kernel(forceinline=True, _nrt=False)
+def _pack(plan: Plan, to: Buffers, r: Layer, image: Index, first: Index, last: Index) -> None:
+    """Binarize pixels first .. last - 1 of an image of layer r's source (eq. 3, 4); the border is not written.
 
     One function with all loops: per pixel, a call of another one would count references of its arrays.
     """
-    in_shift, source, mask, inside = packing.shift, packing.source, packing.mask, packing.inside
-    channels, beta = np.uint64(packing.channels), np.uint64(packing.beta)
-    groups, count = np.uint64(scales.shape[1]), np.uint64(words.shape[1])
-    if beta % WORD_LENGTH == 0 and groups * beta == channels == count * WORD_LENGTH:  # no masks, `each` in a group
-        share, each = np.float32(1) / np.float32(beta), beta // WORD_LENGTH
+    x, floats, inside = to.maps, plan.floats, plan.indices
+    channels, beta, groups, count, in_shift = r.channels, r.beta, r.groups, r.words, r.in_shift
+    origin, target = r.source + image * r.source_pixels * r.source_wide, image * r.image
+    if beta % WORD_LENGTH == ZERO and groups * beta == channels and channels == count * WORD_LENGTH:
+        share, each = np.float32(1) / np.float32(beta), beta // WORD_LENGTH  # no masks, `each` words in a group
         for i in range(first, last):
-            p, to = origin + i, target + inside[i]
+            p, pixel = origin + i * r.source_wide, target + inside[r.inside + i]
+            to_word = r.word + pixel * count
             for g in range(groups):
-                w0 = g * each
-                y = load_word(x, p, w0 * WORD_LENGTH) + load_word(in_shift, 0, w0 * WORD_LENGTH)
-                words[to, w0] = sign_bits(y)
+                begin, end = g * each, g * each + each
+                at = begin * WORD_LENGTH
+                y = load_word(x, p + at) + load_word(floats, in_shift + at)
+                to.words[to_word + begin] = sign_bits(y)
                 parts = absolute(y)
-                for w in range(w0 + ONE, w0 + each):
-                    y = load_word(x, p, w * WORD_LENGTH) + load_word(in_shift, 0, w * WORD_LENGTH)
-                    words[to, w] = sign_bits(y)
+                if r.paired and each > ONE:
+                    at += WORD_LENGTH
+                    z = load_word(x, p + at) + load_word(floats, in_shift + at)
+                    _pair(sign_bits(y), sign_bits(z), to.words, to_word + begin)
+                    parts = parts + absolute(z)
+                    begin += TWO
+                    for w in range(begin, end - ONE, TWO):
+                        at = w * WORD_LENGTH
+                        y = load_word(x, p + at) + load_word(floats, in_shift + at)
+                        at += WORD_LENGTH
+                        z = load_word(x, p + at) + load_word(floats, in_shift + at)
+                        _pair(sign_bits(y), sign_bits(z), to.words, to_word + w)
+                        parts = parts + absolute(y) + absolute(z)
+                    begin += (end - begin) // TWO * TWO
+                else:
+                    begin += ONE
+                for w in range(begin, end):
+                    at = w * WORD_LENGTH
+                    y = load_word(x, p + at) + load_word(floats, in_shift + at)
+                    to.words[to_word + w] = sign_bits(y)
                     parts = parts + absolute(y)
-                scales[to, g] = add_up(parts) * share
+                to.scales[r.scale + pixel * groups + g] = add_up(parts) * share
         return
     for i in range(first, last):
-        p, to = origin + i, target + inside[i]
+        p, pixel = origin + i * r.source_wide, target + inside[r.inside + i]
+        to_word = r.word + pixel * count
         for g in range(groups):
             begin, end = g * beta, min(g * beta + beta, channels)
             total = np.float32(0)
             for c in range(begin, end):
-                total += abs(x[p, c] + in_shift[np.uint64(0), c])
-            scales[to, g] = total / np.float32(end - begin)
+                total += abs(x[p + c] + floats[in_shift + c])
+            to.scales[r.scale + pixel * groups + g] = total / np.float32(end - begin)
         for k in range(count):
-            at = source[k]
-            words[to, k] = sign_bits(load_word(x, p, at) + load_word(in_shift, 0, at)) & mask[k]
-
-
-@kernel(_nrt=False)
-def pack_activations(x: Floats, packing: Packing, words: Words, scales: Floats) -> None:
-    """Binarize a feature map: x (N * P, padded C) -> words (padded pixels, W), scales (padded pixels, G).
-
-    The borders of `words` and `scales` are not written.
-    """
-    per_image = np.uint64(len(packing.inside))
-    for image in range(np.uint64(x.shape[0]) // per_image):
-        target = image * np.uint64(packing.image_pixels)
-        _pack(x, image * per_image, packing, np.uint64(0), per_image, target, words, scales)
+            at = plan.indices[r.origins + k]
+            word = sign_bits(load_word(x, p + at) + load_word(floats, in_shift + at))
+            to.words[to_word + k] = word & plan.masks[r.masks + k]
+        if r.paired:
+            for k in range(ZERO, count // TWO * TWO, TWO):
+                _pair(to.words[to_word + k], to.words[to_word + k + ONE], to.words, to_word + k)
 
 
 @kernel(forceinline=True, _nrt=False)
-def _step(n: Value, words: Words, places: Rows, at: Index, tile: Index, k: Index, steps: Bytes) -> Value:
-    """The counters after step k, whose words stand at places + at."""
-    agree = broadcast_words(words, places, at) ^ load_bytes(steps, tile, TWO * k)
-    return dot(n, popcount(agree), load_bytes(steps, tile, TWO * k + ONE))
+def _agreeing(words: Words, places: Rows, at: Index, steps: Bytes, line: Index) -> Value:
+    """How many signs of the words at places + at agree with a line of weights, by byte."""
+    return popcount(broadcast_words(words, places, at) ^ load_bytes(steps, line))
 
 
 @kernel(forceinline=True, _nrt=False)
-def _steps(
-    n: Value, words: Words, places: Rows, at: Index, tile: Index, first: Index, last: Index, steps: Bytes
-) -> Value:
-    """The counters after steps first .. last - 1, whose words stand at places + at, + at + 1, ..."""
-    for k in range(first, last):
-        n = _step(n, words, places, at + (k - first), tile, k, steps)
-    return n
+def _single(n: Value, words: Words, places: Rows, at: Index, steps: Bytes, line: Index) -> Value:
+    """The counters after one word."""
+    return dot(n, _agreeing(words, places, at, steps, line), load_bytes(steps, line + LINE))
+
+
+@kernel(forceinline=True, _nrt=False)
+def _double(n: Value, words: Words, places: Rows, at: Index, steps: Bytes, line: Index) -> Value:
+    """The counters after a pair of words."""
+    both = _agreeing(words, places, at, steps, line) + _agreeing(words, places, at + ONE, steps, line + LINE)
+    return dot(n, both, load_bytes(steps, line + TWO * LINE))
 
 
 @kernel(forceinline=True, _nrt=False)
 def _run(
-    n: Value, words: Words, places: Rows, at: Index, tile: Index, first: Index, length: Index, steps: Bytes
+    n: Value, words: Words, places: Rows, at: Index, pairs: Index, singles: Index, steps: Bytes, line: Index
 ) -> Value:
-    """The counters after a run, settled. One or two steps without a loop: their counters need no registers to stay."""
-    if length == ONE:
-        return settle(_step(n, words, places, at, tile, first, steps))
-    if length == TWO:
-        n = _step(n, words, places, at, tile, first, steps)
-        return settle(_step(n, words, places, at + ONE, tile, first + ONE, steps))
+    """The counters after a run, settled."""
     if LIMITED:
-        for part in range(np.uint64(0), length, STEPS):
-            end = min(part + STEPS, length)
-            n = settle(_steps(n, words, places, at + part, tile, first + part, first + end, steps))
+        for part in range(ZERO, pairs, PAIRS):
+            for k in range(part, min(part + PAIRS, pairs)):
+                n = _double(n, words, places, at + TWO * k, steps, line + THREE * LINE * k)
+            n = settle(n)
+        at, line = at + TWO * pairs, line + THREE * LINE * pairs
+        for part in range(ZERO, singles, STEPS):
+            for k in range(part, min(part + STEPS, singles)):
+                n = _single(n, words, places, at + k, steps, line + TWO * LINE * k)
+            n = settle(n)
         return n
-    return _steps(n, words, places, at, tile, first, first + length, steps)
+    for k in range(pairs):
+        n = _double(n, words, places, at + TWO * k, steps, line + THREE * LINE * k)
+    at, line = at + TWO * pairs, line + THREE * LINE * pairs
+    for k in range(singles):
+        n = _single(n, words, places, at + k, steps, line + TWO * LINE * k)
+    return n
 
 
 @kernel(forceinline=True, _nrt=False)
-def binary_sums(words: Words, scales: Floats, places: Rows, groups: Rows, tile: Index, w: BinaryWeights) -> Value:
+def binary_sums(plan: Plan, buffers: Buffers, layer: Layer, places: Rows, groups: Rows, tile: Index) -> Value:
     """Eq. 7 for some windows, without s: floats, a row for each window, the channels of one tile.
 
-    places, groups: where the first pixels of the windows stand in the flat words and scales.
+    places, groups: where the first pixels of the windows stand in the words and scales. Runs of one step or two have
+    loops of their own, in which counters need no registers that last.
     """
+    words, scales, ints, steps = buffers.words, buffers.scales, plan.ints, plan.bytes
     y = no_floats(places)
-    run = np.uint64(0)
-    step = np.uint64(0)
-    for s in range(np.uint64(w.spans.shape[0])):
-        at, group, count, length = w.spans[s, WORD], w.spans[s, GROUP], w.spans[s, COUNT], w.spans[s, LENGTH]
-        for i in range(count):
-            n = start(load_ints(w.base, tile, run + i), places)
-            n = _run(n, words, places, at + i * length, tile, step + i * length, length, w.steps)
-            y = multiply_add(broadcast_floats(scales, groups, group + i), as_floats(n), y)
-        run += count
-        step += count * length
+    line, base = layer.steps + tile * layer.lines * LINE, layer.begins + tile * layer.runs * WIDTH
+    for s in range(layer.spans, layer.spans + SPAN * layer.span_count, SPAN):
+        at, group = plan.indices[s], plan.indices[s + ONE]
+        count, pairs, singles = plan.indices[s + TWO], plan.indices[s + THREE], plan.indices[s + FOUR]
+        if pairs == ONE and singles == ZERO:
+            for i in range(count):
+                n = start(load_ints(ints, base + i * WIDTH), places)
+                n = _double(n, words, places, at + TWO * i, steps, line + THREE * LINE * i)
+                y = multiply_add(broadcast_floats(scales, groups, group + i), as_floats(settle(n)), y)
+        elif pairs == TWO and singles == ZERO:
+            for i in range(count):
+                n = start(load_ints(ints, base + i * WIDTH), places)
+                n = _double(n, words, places, at + FOUR * i, steps, line + SIX * LINE * i)
+                n = _double(n, words, places, at + FOUR * i + TWO, steps, line + SIX * LINE * i + THREE * LINE)
+                y = multiply_add(broadcast_floats(scales, groups, group + i), as_floats(settle(n)), y)
+        elif pairs == ZERO and singles == ONE:
+            for i in range(count):
+                n = start(load_ints(ints, base + i * WIDTH), places)
+                n = _single(n, words, places, at + i, steps, line + TWO * LINE * i)
+                y = multiply_add(broadcast_floats(scales, groups, group + i), as_floats(settle(n)), y)
+        else:
+            length, step = TWO * pairs + singles, (THREE * pairs + TWO * singles) * LINE
+            for i in range(count):
+                n = start(load_ints(ints, base + i * WIDTH), places)
+                n = _run(n, words, places, at + i * length, pairs, singles, steps, line + step * i)
+                y = multiply_add(broadcast_floats(scales, groups, group + i), as_floats(n), y)
+        line += (THREE * pairs + TWO * singles) * count * LINE
+        base += count * WIDTH
     return y
 
 
-@kernel(_nrt=False)
-def binary_block(
-    words: Words,
-    scales: Floats,
-    window: Window,
-    w: BinaryWeights,
-    shortcut: Floats,
-    affine: Floats,
-    out: Floats,
-    following: Packing,
-    next_words: Words,
-    next_scales: Floats,
-) -> None:
-    """A whole block after packing: out (N * P, padded Cout) = prelu(gain * sums + shift + shortcut, slope).
+@kernel(forceinline=True, _nrt=False)
+def _stem_sums(plan: Plan, buffers: Buffers, layer: Layer, places: Rows, tile: Index) -> Value:
+    """Sums of weights times pixels less the mean; places: where the windows begin in the padded pixels."""
+    n = repeat(load_ints(plan.ints, layer.begins + tile * WIDTH), places)
+    line = layer.steps + tile * layer.lines * LINE
+    for s in range(layer.spans, layer.spans + layer.span_count):
+        at = plan.indices[s]
+        for k in range(layer.words):
+            n = mix(n, broadcast_pixels(buffers.pixels, places, at + FOUR * k), load_bytes(plan.bytes, line))
+            line += LINE
+    return as_floats(n)
 
-    shortcut: (N * P, C), its channels repeated where it has fewer than `out`; affine: (3, T, width) gain, shift, slope.
-    What was written is packed for the `following` block while it is in the cache; not so where next_words is empty.
+
+@kernel(forceinline=True, _nrt=False)
+def _shortcut(plan: Plan, maps: Floats, layer: Layer, numbers: Rows, first: Index) -> Value:
+    """What the shortcut adds to some output pixels, by number; first: where it reads those of pixel 0."""
+    wide = layer.short_wide
+    if not layer.halves:
+        return load_rows(maps, scale(numbers, wide), first)
+    places, below = scale(take(plan.indices, layer.corners, numbers), wide), first + layer.short_side * wide
+    upper = middle(load_rows(maps, places, first), load_rows(maps, places, first + wide))
+    return middle(upper, middle(load_rows(maps, places, below), load_rows(maps, places, below + wide)))
+
+
+@kernel(_nrt=False)
+def convolve(plan: Plan, buffers: Buffers, layer: Layer, image: Index, first: Index, last: Index) -> None:
+    """Output pixels first .. last - 1 of an image: prelu(gain * sums + shift + shortcut, slope)."""
+    out = layer.out + image * layer.pixels * layer.wide
+    begin, short = image * layer.image, layer.short + image * layer.source_pixels * layer.short_wide
+    repeated = ZERO  # the channel of the shortcut
+    for tile in range(layer.tiles):
+        column = tile * WIDTH
+        for p in range(first, last, np.uint64(ROWS)):
+            numbers = from_(p, ROW_NUMBERS, last - ONE)
+            windows = shift(take(plan.indices, layer.windows, numbers), begin)
+            if layer.stem:
+                y = _stem_sums(plan, buffers, layer, scale(windows, 3), tile)
+            else:
+                places, groups = scale(windows, layer.words), scale(windows, layer.groups)
+                y = binary_sums(plan, buffers, layer, shift(places, layer.word), shift(groups, layer.scale), tile)
+            y = multiply_add(
+                y, load_floats(plan.floats, layer.gain + column), load_floats(plan.floats, layer.shift + column)
+            )
+            if layer.short != NONE:
+                y = y + _shortcut(plan, buffers.maps, layer, numbers, short + repeated)
+            y = prelu(y, load_floats(plan.floats, layer.slope + column))
+            store_rows(y, buffers.maps, scale(numbers, layer.wide), out + column)
+        repeated += WIDTH
+        if repeated == layer.short_channels:
+            repeated = ZERO
+
+
+@kernel(_nrt=False)
+def _pool(buffers: Buffers, layer: Layer, image: Index, line: Index) -> None:
+    """One line of a layer's pool."""
+    maps, side, size, wide = buffers.maps, layer.side, layer.pool, layer.wide
+    source = layer.out + image * side * side * wide
+    target = layer.result + (image * layer.result_side + line) * layer.result_side * wide
+    top = line * layer.pool_stride
+    y0, y1 = max(top, layer.pool_padding), min(top + size, side + layer.pool_padding)
+    for column in range(layer.result_side):
+        left = column * layer.pool_stride
+        x0, x1 = max(left, layer.pool_padding), min(left + size, side + layer.pool_padding)
+        share = np.float32(1) / np.float32((y1 - y0) * (x1 - x0))
+        to = target + column * wide
+        for y in range(y0, y1):
+            for x in range(x0, x1):
+                at = source + ((y - layer.pool_padding) * side + x - layer.pool_padding) * wide
+                if y == y0 and x == x0:
+                    for c in range(wide):
+                        maps[to + c] = maps[at + c]
+                elif layer.pool_mean:
+                    for c in range(wide):
+                        maps[to + c] += maps[at + c]
+                else:
+                    for c in range(wide):
+                        maps[to + c] = max(maps[to + c], maps[at + c])
+        if layer.pool_mean:
+            for c in range(wide):
+                maps[to + c] *= share
+
+
+@kernel(_nrt=False)
+def _repeat(buffers: Buffers, layer: Layer, image: Index) -> None:
+    """The source with its channels repeated, for a shortcut whose channels do not fill whole words."""
+    maps = buffers.maps
+    for p in range(image * layer.source_pixels, (image + ONE) * layer.source_pixels):
+        for c in range(layer.short_wide):
+            maps[layer.short + p * layer.short_wide + c] = maps[
+                layer.source + p * layer.source_wide + c % layer.channels
+            ]
+
+
+@kernel(_nrt=False)
+def _moments(buffers: Buffers, layer: Layer, image: Index, epsilon: np.float32, out: Floats) -> None:
+    """Mean over the pixels of each channel, then sqrt(variance + epsilon): out (F,) from layer.tap on.
+
+    On the way, they hold the sums.
     """
-    per_image = window.starts.shape[0]
-    repeat = np.uint64(shortcut.shape[1])
-    flat_words, flat_scales = words.reshape(-1), scales.reshape(-1)
-    for image in range(out.shape[0] // per_image):
-        first_pixel = image * window.image_pixels
-        first_word, first_scale = first_pixel * words.shape[1], first_pixel * scales.shape[1]
-        for panel in range(0, per_image, PANEL):
-            end = min(panel + PANEL, per_image)
-            for tile in range(np.uint64(w.steps.shape[0])):
-                column = tile * WIDTH
-                short = column % repeat
-                for p in range(panel, end, ROWS):
-                    rows = shift(take(window.numbers, p, ROW_NUMBERS), image * per_image)
-                    places = shift(take(w.places, p, ROW_NUMBERS), first_word)
-                    groups = shift(take(w.groups, p, ROW_NUMBERS), first_scale)
-                    y = binary_sums(flat_words, flat_scales, places, groups, tile, w)
-                    y = multiply_add(y, load_floats(affine, GAIN, tile), load_floats(affine, SHIFT, tile))
-                    y = prelu(y + load_rows(shortcut, rows, short), load_floats(affine, SLOPE, tile))
-                    store_rows(y, out, rows, column)
-            if next_words.size:
-                origin, target = np.uint64(image * per_image), np.uint64(image * following.image_pixels)
-                _pack(out, origin, following, np.uint64(panel), np.uint64(end), target, next_words, next_scales)
+    maps, wide, channels = buffers.maps, layer.wide, layer.tapped
+    pixels = layer.result_side * layer.result_side
+    first = layer.result + image * pixels * wide
+    mean, square = out[layer.tap : layer.tap + channels], out[layer.tap + channels : layer.tap + TWO * channels]
+    mean[:] = np.float32(0)
+    for p in range(first, first + pixels * wide, wide):
+        for c in range(channels):
+            mean[c] += maps[p + c]
+    for c in range(channels):
+        mean[c] /= np.float32(pixels)
+    if not layer.deviation:
+        return
+    square[:] = np.float32(0)
+    for p in range(first, first + pixels * wide, wide):
+        for c in range(channels):
+            square[c] += (maps[p + c] - mean[c]) ** 2
+    for c in range(channels):
+        square[c] = np.sqrt(square[c] / np.float32(pixels) + epsilon)
 
 
 @kernel(_nrt=False)
-def halve(x: Floats, size: int, out: Floats) -> None:
-    """2x2 average pool of square images: (N * size * size, C) -> (N * (size/2)**2, C)."""
-    side, half = np.uint64(size), np.uint64(size // 2)
-    for y in range(np.uint64(out.shape[0]) // half):  # lines of all images: none begins between two
-        for column in range(half):
-            p, top = y * half + column, y * TWO * side + TWO * column
-            for c in range(np.uint64(x.shape[1])):
-                upper, lower = x[top, c] + x[top + ONE, c], x[top + side, c] + x[top + side + ONE, c]
-                out[p, c] = (upper + lower) * np.float32(0.25)
+def pack_source(plan: Plan, buffers: Buffers, number: int, images: int) -> None:
+    """Binarize the source map of a layer, where no layer before it has done so."""
+    r = plan.layers[number]
+    for image in range(np.uint64(images)):
+        _pack(plan, buffers, r, image, ZERO, r.source_pixels)
 
 
 @kernel(_nrt=False)
-def repeat_channels(x: Floats, channels: int, out: Floats) -> None:
-    """out[:, c] = x[:, c % channels]: a shortcut whose channels do not fill whole words."""
-    for p in range(out.shape[0]):
-        for c in range(out.shape[1]):
-            out[p, c] = x[p, c % channels]
+def run_layer(plan: Plan, buffers: Buffers, number: int, images: int, gate: Shared, member: int, team: int) -> None:
+    """A layer over some images, by member 0, 1, ... of a team of threads; ends when all of them are done.
 
-
-@kernel(_nrt=False)
-def normalise(tiles: Bytes, mean: Floats, std: Floats, window: Window, out: Floats) -> None:
-    """Tiles (N, S, S, 3) -> padded flat pixels (.., 3), (x - mean) / std; the border is not written.
-
-    mean, std: (3 * S,) for a line.
+    The output is packed for the next layer, where there is one, while it is in the cache.
     """
-    size, line = np.uint64(tiles.shape[1]), np.uint64(len(mean))
-    flat, target = tiles.reshape(-1), out.reshape(-1)
-    for y in range(np.uint64(tiles.shape[0]) * size):
-        first = y // size * np.uint64(window.image_pixels) + window.inside[y % size * size]
+    layer, last = plan.layers[number], np.uint64(number + 1) == np.uint64(len(plan.layers))
+    following = plan.layers[number if last else number + 1]
+    count, own, all_ = np.uint64(images), np.uint64(member), np.uint64(team)
+    if layer.repeats:
+        for image in range(own, count, all_):
+            _repeat(buffers, layer, image)
+        meet(gate, team)
+    step, parts = np.uint64(ROWS), (all_ + count - ONE) // count  # of an image, so that every thread has one
+    panel = min(PANEL, (layer.pixels + parts * step - ONE) // (parts * step) * step)
+    panels = (layer.pixels + panel - ONE) // panel
+    for unit in range(own, count * panels, all_):
+        image, first = unit // panels, unit % panels * panel
+        end = min(first + panel, layer.pixels)
+        convolve(plan, buffers, layer, image, first, end)
+        if not layer.pool and not last:
+            _pack(plan, buffers, following, image, first, end)
+    meet(gate, team)
+    if layer.pool:
+        lines = layer.result_side
+        for unit in range(own, count * lines, all_):
+            image, line = unit // lines, unit % lines
+            _pool(buffers, layer, image, line)
+            if not last:
+                _pack(plan, buffers, following, image, line * lines, line * lines + lines)
+        meet(gate, team)
+
+
+@kernel(_nrt=False)
+def _copy(plan: Plan, buffers: Buffers, tiles: Bytes, first: Index, image: Index) -> None:
+    """Tile first + image into the middle of its padded pixels."""
+    stem, size = plan.layers[0], np.uint64(tiles.shape[1])
+    flat, line = tiles.reshape(-1), THREE * size
+    for y in range(size):
+        at = (first + image) * size * line + y * line
+        to = THREE * (image * stem.image + plan.indices[stem.inside + y * size])
         for i in range(line):
-            target[np.uint64(3) * first + i] = (np.float32(flat[y * line + i]) - mean[i]) / std[i]
+            buffers.pixels[to + i] = flat[at + i] ^ FLIP
 
 
 @kernel(_nrt=False)
-def stem(pixels: Floats, window: Window, size: int, w: Floats, affine: Floats, out: Floats) -> None:
-    """Float convolution of three colours: padded pixels (.., 3), w (T, size * size * 3, width) -> out (N * P, O).
+def network(
+    plan: Plan,
+    buffers: Buffers,
+    tiles: Bytes,
+    epsilon: np.float32,
+    out: Floats,
+    shared: Shared,
+    member: int,
+    team: int,
+) -> None:
+    """Tiles (N, S, S, 3) through a whole network: the moments of its taps, float32 (N, F).
 
-    Affine (3, T, width) and PReLU included.
+    They go in pieces of as many images as `buffers` hold, so that what a layer writes is still in the cache when the
+    next one reads it. Threads take pieces one by one, each as a team of its own, or all of a team share each piece.
+    shared: int64 (SHARED,), zeros at first.
     """
-    per_image = window.starts.shape[0]
-    row_length = np.uint64(3 * window.width)
-    line = np.uint64(3 * size)
-    flat = pixels.reshape(-1)
-    for image in range(out.shape[0] // per_image):
-        for p in range(0, per_image, ROWS):
-            places = scale(shift(take(window.starts, p, ROW_NUMBERS), image * window.image_pixels), 3)
-            rows = shift(take(window.numbers, p, ROW_NUMBERS), image * per_image)
-            for tile in range(np.uint64(w.shape[0])):
-                y = no_floats(places)
-                for r in range(np.uint64(size)):
-                    for k in range(line):
-                        x = broadcast_floats(flat, places, r * row_length + k)
-                        y = multiply_add(x, load_floats(w, tile, r * line + k), y)
-                y = multiply_add(y, load_floats(affine, GAIN, tile), load_floats(affine, SHIFT, tile))
-                store_rows(prelu(y, load_floats(affine, SLOPE, tile)), out, rows, tile * WIDTH)
-
-
-@kernel(_nrt=False)
-def pool_moments(x: Floats, channels: int, per_image: int, epsilon: float, first: int, out: Floats) -> None:
-    """Mean over pixels of each channel, then sqrt(variance + epsilon): x (N * per_image, C) -> out (>= N, F).
-
-    Columns first .. first + 2 * channels - 1 of `out` are written; on the way they hold the sums.
-    """
-    for image in range(x.shape[0] // per_image):
-        pixels = range(image * per_image, (image + 1) * per_image)
-        mean, square = out[image, first : first + channels], out[image, first + channels : first + 2 * channels]
-        mean[:] = 0
-        square[:] = 0
-        for p in pixels:
-            for c in range(channels):
-                mean[c] += x[p, c]
-        for c in range(channels):
-            mean[c] /= np.float32(per_image)
-        for p in pixels:
-            for c in range(channels):
-                square[c] += (x[p, c] - mean[c]) ** 2
-        for c in range(channels):
-            square[c] = np.sqrt(square[c] / np.float32(per_image) + np.float32(epsilon))
+    gate = shared[GATE:]
+    count = len(tiles)
+    first = add_shared(shared, PIECE, buffers.images) if team == 1 else 0
+    while first < count:
+        images = min(buffers.images, count - first)
+        for image in range(np.uint64(member), np.uint64(images), np.uint64(team)):
+            _copy(plan, buffers, tiles, np.uint64(first), image)
+        meet(gate, team)
+        for number in range(len(plan.layers)):
+            run_layer(plan, buffers, number, images, gate, member, team)
+            layer = plan.layers[number]
+            if layer.tap != NONE:
+                for image in range(np.uint64(member), np.uint64(images), np.uint64(team)):
+                    _moments(buffers, layer, image, epsilon, out[np.uint64(first) + image])
+        meet(gate, team)
+        first = add_shared(shared, PIECE, buffers.images) if team == 1 else first + images

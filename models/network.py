@@ -1,11 +1,11 @@
 """The declarative network, and its float formula in NumPy.
 
-A network is a float stem, binary blocks, and a feature vector; `docs/architecture.md` holds the table of its tensors.
+A network is an int8 stem, binary blocks, and a feature vector; `docs/architecture.md` holds the table of its tensors.
 `forward` computes the formula as it is written, slowly; `models.engine` computes the same with packed bits.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
@@ -21,8 +21,7 @@ Channels = Annotated[int, msgspec.Meta(ge=1, le=4096)]
 Kernel = Annotated[int, msgspec.Meta(ge=1, le=31)]
 Stride = Annotated[int, msgspec.Meta(ge=1, le=16)]
 Beta = Annotated[int, msgspec.Meta(ge=0, le=65536)]
-Grey = Annotated[float, msgspec.Meta(ge=0, le=255)]
-Deviation = Annotated[float, msgspec.Meta(ge=1e-3, le=255)]
+Grey = Annotated[int, msgspec.Meta(ge=0, le=255)]
 """Bounds that hold wherever a spec is read from a file, a recipe's or an artifact's."""
 
 HEAD_STEP = 2.0**-9
@@ -32,19 +31,46 @@ POOL_EPSILON = 1e-5
 """Added to the variance over pixels before its root is taken, so that the root has a gradient everywhere."""
 
 
+STEM_MAX = 127
+"""Weights of the stem are integers of at most this size; its scale takes them to where they were trained."""
+
+
+class Pool(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The largest value or the mean of size x size pixels; what lies outside counts for neither."""
+
+    kind: Literal["max", "mean"] = "max"
+    size: Kernel = 2
+    stride: Stride = 2
+    padding: Annotated[int, msgspec.Meta(ge=0, le=15)] = 0
+
+    def side(self, side: int) -> int:
+        """Side of the output for an input of this side; below 1 where it does not fit."""
+        return (side + 2 * self.padding - self.size) // self.stride + 1
+
+
 class Stem(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The float first layer: convolution, affine, PReLU (the paper keeps the first layer at beta = 1)."""
+    """The first layer, which sees pixels: convolution with 8-bit weights, affine, PReLU, pool.
+
+    The paper keeps the first layer at beta = 1, and so does this: a weight of its own for each entry.
+    """
 
     channels: Channels
     kernel: Kernel = 3
     stride: Stride = 2
+    pool: Pool | None = None
+
+    @property
+    def padding(self) -> int:
+        """Pixels added on each side, at the mean."""
+        return self.kernel // 2
 
 
 class Block(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A binary convolution with a shortcut around it.
+    """A binary convolution, a shortcut around it, PReLU, pool (in the paper's order).
 
     beta_w: entries of K = (kh, kw, c) that share a weight scale (eq. 1); beta_a: channels that share an activation
-    scale (eq. 3), 0 for one scale per pixel.
+    scale (eq. 3), 0 for one scale per pixel. valid: without padding, so that a kernel as large as the image makes a
+    dense layer.
     """
 
     channels: Channels
@@ -52,33 +78,65 @@ class Block(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     stride: Stride = 1
     beta_w: Beta = 16
     beta_a: Beta = 0
+    shortcut: bool = True
+    valid: bool = False
+    pool: Pool | None = None
+
+    @property
+    def padding(self) -> int:
+        """Pixels added on each side, at zero."""
+        return 0 if self.valid else self.kernel // 2
 
 
 class NetworkSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A whole network. Inputs are (input_size, input_size, 3) tiles; `mean` and `std` are RGB in 0..255.
+    """A whole network. Inputs are (input_size, input_size, 3) tiles; `mean` is the RGB that counts as zero.
 
-    taps: numbers of the blocks whose outputs, pooled to mean and deviation over the pixels, make the feature vector;
-    beta_f: features that share a scale.
+    taps: numbers of the blocks whose outputs, pooled to mean and (where `deviation`) deviation over the pixels, make
+    the feature vector; beta_f: features that share a scale, 1 for float features.
     """
 
     name: str
     input_size: Annotated[int, msgspec.Meta(ge=1, le=1024)]
     mean: tuple[Grey, Grey, Grey]
-    std: tuple[Deviation, Deviation, Deviation]
     stem: Stem
     blocks: Annotated[tuple[Block, ...], msgspec.Meta(min_length=1, max_length=256)]
     taps: Annotated[tuple[int, ...], msgspec.Meta(min_length=1)]
+    deviation: bool = True
     beta_f: Beta = 16
 
     def __post_init__(self) -> None:
         if any(b <= a for a, b in zip((-1, *self.taps), (*self.taps, len(self.blocks)), strict=True)):
             last = len(self.blocks) - 1
             raise ValueError(f"network.taps must be rising numbers of blocks, 0..{last}, not {list(self.taps)}")
+        self.sides()
 
     @property
     def feature_count(self) -> int:
         """Length of the feature vector."""
-        return sum(2 * self.blocks[t].channels for t in self.taps)
+        return sum((1 + self.deviation) * self.blocks[t].channels for t in self.taps)
+
+    def sides(self) -> tuple[int, ...]:
+        """Side of the square map that each block reads, and of the last block's output.
+
+        Raises ValueError where a kernel, a pool or a shortcut does not fit, which names the layer.
+        """
+        out, side = [], self.input_size
+        layers: list[tuple[str, Stem | Block]] = [("stem", self.stem)]
+        layers += [(f"blocks[{i}]", block) for i, block in enumerate(self.blocks)]
+        for name, layer in layers:
+            if layer.padding and layer.kernel % 2 == 0:
+                raise ValueError(f"network.{name}: a kernel of {layer.kernel} with padding: it must be odd")
+            if isinstance(layer, Block):
+                out.append(side)
+                _check_shortcut(name, layer, side)
+            side = conv_side(layer, side)
+            if side >= 1 and layer.pool:
+                if layer.pool.padding * 2 > layer.pool.size:
+                    raise ValueError(f"network.{name}.pool: padding is at most half of its size")
+                side = layer.pool.side(side)
+            if side < 1:
+                raise ValueError(f"network.{name}: nothing is left of the image after this layer")
+        return (*out, side)
 
     def block_inputs(self) -> tuple[int, ...]:
         """Input channels of each block."""
@@ -88,12 +146,12 @@ class NetworkSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         """Name -> (dtype, shape) of every tensor but the head's, which depends on the classes.
 
         >>> stem, block = Stem(channels=32), Block(channels=64)
-        >>> NetworkSpec(name="n", input_size=64, mean=(0, 0, 0), std=(1, 1, 1), stem=stem, blocks=(block,),
+        >>> NetworkSpec(name="n", input_size=64, mean=(0, 0, 0), stem=stem, blocks=(block,),
         ...             taps=(0,)).shapes()["block0.bits"]
         ('uint8', (64, 36))
         """
         k = self.stem.kernel
-        out: dict[str, tuple[str, tuple[int, ...]]] = {"stem.weight": ("float32", (self.stem.channels, k, k, 3))}
+        out: dict[str, tuple[str, tuple[int, ...]]] = {"stem.weight": ("int8", (self.stem.channels, k, k, 3))}
         for part in ("scale", "shift", "slope"):
             out[f"stem.{part}"] = ("float32", (self.stem.channels,))
         for i, (block, c_in) in enumerate(zip(self.blocks, self.block_inputs(), strict=True)):
@@ -108,13 +166,41 @@ class NetworkSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         return out
 
 
-def _convolve(x: Floats, weight: Floats, stride: int) -> Floats:
-    """(N, H, W, C) with (O, k, k, C) and zero padding k // 2 -> (N, H', W', O)."""
+def conv_side(layer: Stem | Block, side: int) -> int:
+    """Side of a layer's map before its pool, for an input of this side."""
+    return (side + 2 * layer.padding - layer.kernel) // layer.stride + 1
+
+
+def _check_shortcut(name: str, block: Block, side: int) -> None:
+    if not block.shortcut:
+        return
+    if block.stride > 2 or (block.stride == 2 and side % 2):
+        raise ValueError(
+            f"network.{name}: a shortcut around stride {block.stride} at {side} x {side} pixels: it averages 2 x 2 of "
+            "them, so it takes stride 1, or stride 2 at an even size"
+        )
+    if conv_side(block, side) != side // block.stride:
+        raise ValueError(f"network.{name}: a shortcut and no padding: set shortcut = false or valid = false")
+
+
+def _convolve(x: Floats, weight: Floats, stride: int, padding: int) -> Floats:
+    """(N, H, W, C) with (O, k, k, C) and zero padding -> (N, H', W', O)."""
     k = weight.shape[1]
-    x = np.pad(x, ((0, 0), (k // 2, k // 2), (k // 2, k // 2), (0, 0)))
+    x = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     windows = np.lib.stride_tricks.sliding_window_view(x, (k, k), axis=(1, 2))[:, ::stride, ::stride]
     out: Floats = np.einsum("nhwcij,oijc->nhwo", windows, weight, optimize=True).astype(np.float32)
     return out
+
+
+def _pool(x: Floats, pool: Pool | None) -> Floats:
+    if pool is None:
+        return x
+    border = ((0, 0), (pool.padding,) * 2, (pool.padding,) * 2, (0, 0))
+    x = np.pad(x, border, constant_values=np.nan)
+    windows = np.lib.stride_tricks.sliding_window_view(x, (pool.size, pool.size), axis=(1, 2))
+    windows = windows[:, :: pool.stride, :: pool.stride]
+    reduce = np.nanmax if pool.kind == "max" else np.nanmean
+    return reduce(windows, axis=(-2, -1)).astype(np.float32)  # type: ignore[no-any-return]
 
 
 def _prelu(x: Floats, slope: Floats) -> Floats:
@@ -122,7 +208,9 @@ def _prelu(x: Floats, slope: Floats) -> Floats:
 
 
 def _shortcut(x: Floats, block: Block) -> Floats:
-    """2x2 average pool where the block has stride 2; channels repeated up to the block's, and cut off."""
+    """2x2 average pool where the block has stride 2; channels repeated up to the block's, and cut off; 0 without."""
+    if not block.shortcut:
+        return np.zeros(1, np.float32)
     if block.stride == 2:
         n, h, w, c = x.shape
         x = x.reshape(n, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))
@@ -145,16 +233,17 @@ def forward(spec: NetworkSpec, tensors: Tensors, tiles: NDArray[np.uint8]) -> Fl
     def floats(name: str) -> Floats:
         return tensors[name].astype(np.float32)
 
-    mean, std = np.array(spec.mean, np.float32), np.array(spec.std, np.float32)
-    x = (tiles[..., ::-1].astype(np.float32) - mean) / std
-    y = _convolve(x, floats("stem.weight"), spec.stem.stride)
-    x = _prelu(y * floats("stem.scale") + floats("stem.shift"), floats("stem.slope"))
+    x = tiles[..., ::-1].astype(np.float32) - np.array(spec.mean, np.float32)
+    y = _convolve(x, floats("stem.weight"), spec.stem.stride, spec.stem.padding)
+    x = _pool(_prelu(y * floats("stem.scale") + floats("stem.shift"), floats("stem.slope")), spec.stem.pool)
     pooled = []
     for i, block in enumerate(spec.blocks):
         a = binarize(x + floats(f"block{i}.in_shift"), block.beta_a)
-        y = _convolve(a, block_weight(spec, tensors, i), block.stride)
+        y = _convolve(a, block_weight(spec, tensors, i), block.stride, block.padding)
         y = y * floats(f"block{i}.scale") + floats(f"block{i}.shift")
-        x = _prelu(y + _shortcut(x, block), floats(f"block{i}.slope"))
+        x = _pool(_prelu(y + _shortcut(x, block), floats(f"block{i}.slope")), block.pool)
         if i in spec.taps:
-            pooled += [x.mean(axis=(1, 2)), np.sqrt(x.var(axis=(1, 2)) + POOL_EPSILON)]
+            pooled.append(x.mean(axis=(1, 2)))
+            if spec.deviation:
+                pooled.append(np.sqrt(x.var(axis=(1, 2)) + POOL_EPSILON))
     return np.concatenate(pooled, axis=1) * floats("features.scale") + floats("features.shift")

@@ -1,33 +1,38 @@
-"""From the tensors of a layer to what the kernels read, and the buffers that it computes in.
+"""From the tensors of a network to what the kernels read, and the buffers that it computes in.
 
 Weights are cut into pieces of at most a word, so that within a piece every byte has one weight scale, and all of it one
 activation scale. A block that ends inside a byte ends the piece: then the packed activations hold the word twice, under
-two masks. So any beta_w and beta_a and any number of channels are one case, and multiples of 8 cost nothing.
+two masks. So any beta_w and beta_a and any number of channels are one case, and multiples of 8 cost nothing; multiples
+of 16 save a third of the products, because words can go in pairs.
 
 A plan is read only and may be used from many threads, each with `buffers` of its own.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from itertools import groupby
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models import kernels
 from models.bits import unpack_signs
-from models.errors import ArtifactError
-from models.kernels import MAX_Q, BinaryWeights, Packing, Window
-from models.network import Block, NetworkSpec
+from models.kernels import FLIP, LAYER, MAX_Q, NONE, Buffers, Floats, Plan
+from models.network import Block, NetworkSpec, Pool, Stem, conv_side
 from models.simd import BACKEND, WORD_BITS
 
 BYTE_BITS = 8
 WORD_BYTES = WORD_BITS // BYTE_BITS
 ALIGNMENT = 64
 """Bytes; what vectors are loaded from starts at a multiple, so that no load touches two lines of the cache."""
+PIECE_BYTES = 1 << 19
+"""Images go through the network together, as many as keep the largest feature map about this small."""
+MOST_IMAGES = 8
+
+EVEN, ODD = [0, 4, 2, 6], [1, 5, 3, 7]
+"""Bytes of two words that stand at the four places of the first and of the second one of a pair."""
 
 Number = TypeVar("Number", bound=np.generic)
-Floats = NDArray[np.float32]
 Tensors = Mapping[str, NDArray[np.generic]]
 
 
@@ -39,136 +44,270 @@ class Piece(NamedTuple):
     group: int
 
 
-class StemBuffers(NamedTuple):
-    """Work space of a `StemPlan`: the last tiles, their normalised and padded pixels, output."""
+class Cut(NamedTuple):
+    """How a layer reads its packed input, and its weights laid out for that.
 
-    tiles: NDArray[np.uint8]
-    pixels: Floats
-    out: Floats
-
-
-class StemPlan:
-    """The float first layer. `run` gives (N * out_size**2, padded channels)."""
-
-    def __init__(self, spec: NetworkSpec, tensors: Tensors) -> None:
-        stem, self.size = spec.stem, spec.input_size
-        if stem.kernel % 2 == 0 or stem.stride < 1:
-            raise ArtifactError(
-                f"a stem of kernel {stem.kernel} and stride {stem.stride}: an odd kernel with a stride of 1 or more "
-                "can be computed"
-            )
-        self.channels, self.kernel = stem.channels, stem.kernel
-        self.out_size = (self.size - 1) // stem.stride + 1
-        self.window = window(self.size, stem.kernel, stem.stride)
-        bgr = tensors["stem.weight"].astype(np.float32)[..., ::-1]  # tiles come so, RGB is the model's order
-        self.weight = tiles(bgr.reshape(stem.channels, -1))
-        self.affine = affine(tensors["stem.scale"], tensors["stem.shift"], tensors["stem.slope"])
-        self.mean, self.std = (np.tile(np.array(x[::-1], np.float32), self.size) for x in (spec.mean, spec.std))
-
-    def buffers(self, images: int) -> StemBuffers:
-        """Work space for up to `images` images."""
-        return StemBuffers(
-            np.zeros((images, self.size, self.size, 3), np.uint8),
-            np.zeros((images * self.window.image_pixels, 3), np.float32),
-            aligned((images * self.out_size**2, padded(self.channels)), np.float32),
-        )
-
-    def run(self, images: NDArray[np.uint8], to: StemBuffers) -> Floats:
-        """uint8 (N, S, S, 3) BGR -> a part of `to.out`."""
-        tiles, out = to.tiles[: len(images)], to.out[: len(images) * self.out_size**2]
-        tiles[:] = images  # contiguous and writeable: what the kernels are compiled for
-        kernels.normalise(tiles, self.mean, self.std, self.window, to.pixels)
-        kernels.stem(to.pixels, self.window, self.kernel, self.weight, self.affine, out)
-        return out
-
-
-class BlockBuffers(NamedTuple):
-    """Work space of a `BlockPlan`: packed activations, their scales, pooled and repeated shortcut, output."""
-
-    words: NDArray[np.uint32]
-    scales: Floats
-    half: Floats
-    repeated: Floats
-    out: Floats
-
-
-class BlockPlan:
-    """A binary block over square images. `run` gives (N * out_size**2, padded channels).
-
-    tensors: `in_shift`, `bits`, `q`, `s`, `scale`, `shift`, `slope` as in `docs/architecture.md`.
-    Raises ArtifactError where kernel, stride and size do not fit each other.
+    layout: the pieces of a pixel, a word each; spans: (., SPAN); steps: uint8 (O, lines, bytes of a word); base: int32
+    (O, runs), minus the sum of all scales of a run; paired: whether the words' bytes are exchanged, pair by pair.
     """
 
-    def __init__(self, block: Block, c_in: int, size: int, tensors: Tensors) -> None:
-        if block.kernel % 2 == 0 or block.stride not in (1, 2) or (block.stride == 2 and size % 2):
-            raise ArtifactError(
-                f"a block of kernel {block.kernel} and stride {block.stride} at {size} x {size} pixels: an odd kernel "
-                "with stride 1, or with stride 2 at an even size, can be computed"
-            )
-        self.channels, self.c_in, self.size, self.stride = block.channels, c_in, size, block.stride
-        self.out_size = size // block.stride
-        self.window = window(size, block.kernel, block.stride)
-        self._nothing = np.zeros((1, 0), np.uint32), np.zeros((1, 0), np.float32)
-        bits, q = tensors["bits"].astype(np.uint8), tensors["q"].astype(np.uint8)
-        in_shift = tensors["in_shift"].astype(np.float32)
-        self.packing, self.weights = binary_weights(
-            bits, q, in_shift, block.kernel, block.beta_w, block.beta_a, self.window
-        )
-        gain = tensors["scale"].astype(np.float32) * tensors["s"].astype(np.float32)
-        self.affine = affine(gain, tensors["shift"], tensors["slope"])
+    layout: list[Piece]
+    spans: NDArray[np.uint64]
+    steps: NDArray[np.uint8]
+    base: NDArray[np.int32]
+    paired: bool
 
-    def buffers(self, images: int) -> BlockBuffers:
-        """Work space for up to `images` images."""
-        pixels, out = images * self.window.image_pixels, images * self.out_size**2
-        words, groups = len(self.packing.mask), -(-self.c_in // self.packing.beta)
-        return BlockBuffers(
-            np.zeros((pixels, words), np.uint32),
-            np.zeros((pixels, groups), np.float32),
-            aligned((out if self.stride == 2 else 0, padded(self.c_in)), np.float32),
-            aligned((out if self._repeats else 0, padded(self.channels)), np.float32),
-            aligned((out, padded(self.channels)), np.float32),
-        )
 
-    @property
-    def _repeats(self) -> bool:
-        """Whether the shortcut's channels have to be written again because they do not fill whole words."""
-        return self.c_in % WORD_BITS != 0 and self.channels > self.c_in
+class _Arena:
+    """Arrays of one type, end to end, each aligned."""
 
-    def pack(self, x: Floats, to: BlockBuffers) -> None:
-        """Binarize x (N * size**2, padded c_in) into `to`, where no block before this one has done so."""
-        kernels.pack_activations(x, self.packing, to.words, to.scales)
+    def __init__(self, dtype: type[np.generic]) -> None:
+        self.dtype, self.parts, self.size = np.dtype(dtype), list[tuple[int, NDArray[Any]]](), 0
 
-    def run(self, x: Floats, to: BlockBuffers, following: tuple["BlockPlan", BlockBuffers] | None = None) -> Floats:
-        """x (N * size**2, padded c_in), which lies packed in `to` -> a part of `to.out`.
+    def add(self, array: NDArray[Any] | Iterable[int]) -> int:
+        """Where the array begins from now on, in items."""
+        flat = np.asarray(array, self.dtype).reshape(-1)
+        begin = -(-self.size * self.dtype.itemsize // ALIGNMENT) * ALIGNMENT // self.dtype.itemsize
+        self.parts.append((begin, flat))
+        self.size = begin + len(flat)
+        return begin
 
-        The output is packed into the buffers of the `following` block, where there is one.
-        """
-        out = to.out[: len(x) // self.stride**2]
-        shortcut = x
-        if self.stride == 2:
-            shortcut = to.half[: len(out)]
-            kernels.halve(x, self.size, shortcut)
-        if self._repeats:
-            kernels.repeat_channels(shortcut, self.c_in, to.repeated[: len(out)])
-            shortcut = to.repeated[: len(out)]
-        packing, (words, scales) = self.packing, self._nothing
-        if following is not None:
-            packing, words, scales = following[0].packing, following[1].words, following[1].scales
-        kernels.binary_block(
-            to.words, to.scales, self.window, self.weights, shortcut, self.affine, out, packing, words, scales
-        )
+    def whole(self) -> NDArray[Any]:
+        """All of them."""
+        out = aligned((max(1, self.size),), self.dtype.type)
+        for begin, flat in self.parts:
+            out[begin : begin + len(flat)] = flat
         return out
 
 
-def window(size: int, kernel: int, stride: int) -> Window:
-    """The windows of a kernel x kernel convolution with padding kernel // 2 over a square image of `size` pixels."""
-    border = kernel // 2
-    width = size + 2 * border
-    corners = np.arange(0, width - kernel + 1, stride)
-    starts = (corners[:, None] * width + corners[None]).reshape(-1).astype(np.uint64)
-    lines = np.arange(border, border + size)
-    inside = (lines[:, None] * width + lines[None]).reshape(-1).astype(np.uint64)
-    return Window(starts, np.arange(len(starts), dtype=np.uint64), inside, width * width, width)
+class Builder:
+    """Lays out layers one after another; `plan` is what has been laid out."""
+
+    def __init__(self) -> None:
+        self.layers: list[dict[str, int]] = []
+        self._bytes, self._ints, self._floats = _Arena(np.uint8), _Arena(np.int32), _Arena(np.float32)
+        self._indices, self._masks = _Arena(np.uint64), _Arena(np.uint32)
+        self._border = np.zeros(3, np.uint8)
+        self._products = 0
+
+    def stem(self, stem: Stem, size: int, mean: tuple[int, int, int], tensors: Tensors) -> None:
+        """tensors: `weight`, `scale`, `shift`, `slope` as in `docs/architecture.md`; size: side of a tile."""
+        k = stem.kernel
+        bgr = tensors["weight"].astype(np.int8)[..., ::-1]  # tiles come so, RGB is the model's order
+        words = -(-3 * k // WORD_BYTES)
+        lines = np.zeros((stem.channels, k, WORD_BYTES * words), np.int8)
+        lines[:, :, : 3 * k] = bgr.reshape(stem.channels, k, -1)
+        zero = np.array(mean[::-1], np.int32) - int(FLIP)
+        base = -(bgr.astype(np.int32) * zero).sum((1, 2, 3), dtype=np.int32)
+        width = size + 2 * stem.padding
+        layer = self._convolution(stem, size, base[:, None], lines.view(np.uint8).reshape(stem.channels, -1, 4))
+        self._products += layer["pixels"] * bgr.size
+        layer |= {"stem": 1, "image": width * width, "words": words, "span_count": k}
+        layer["spans"] = self._indices.add([3 * width * row for row in range(k)])
+        layer["inside"] = self._indices.add(_inside(size, stem.padding))
+        layer["source_pixels"] = size * size
+        self._border = np.array(mean[::-1], np.uint8) ^ FLIP
+        self._finish(layer, stem.channels, stem.pool, tensors["scale"].astype(np.float32), tensors)
+
+    def block(
+        self, block: Block, c_in: int, side: int, tensors: Tensors, tap: int | None = None, deviation: bool = True
+    ) -> None:
+        """tensors: `in_shift`, `bits`, `q`, `s`, `scale`, `shift`, `slope` as in `docs/architecture.md`.
+
+        tap: the first column of the features that its output's moments are.
+        """
+        bits, q = tensors["bits"].astype(np.uint8), tensors["q"].astype(np.uint8)
+        width = side + 2 * block.padding
+        cut = cut_weights(bits, q, c_in, block.kernel, block.beta_w, block.beta_a, width)
+        beta = block.beta_a or c_in
+        layer = self._convolution(block, side, cut.base, cut.steps)
+        self._products += layer["pixels"] * block.channels * block.kernel**2 * c_in
+        layer |= {
+            "source_wide": padded(c_in),
+            "source_pixels": side * side,
+            "channels": c_in,
+            "beta": min(beta, c_in),
+            "in_shift": self._floats.add(_filled(tensors["in_shift"].astype(np.float32), padded(c_in))),
+            "inside": self._indices.add(_inside(side, block.padding)),
+            "words": len(cut.layout),
+            "groups": -(-c_in // beta),
+            "image": width * width,
+            "origins": self._indices.add([piece.channel // WORD_BITS * WORD_BITS for piece in cut.layout]),
+            "masks": self._masks.add([((1 << p.length) - 1) << p.channel % WORD_BITS for p in cut.layout]),
+            "paired": int(cut.paired),
+            "spans": self._indices.add(cut.spans),
+            "span_count": len(cut.spans),
+            "short": int(NONE),
+        }
+        if block.shortcut:
+            half = np.arange(0, side if block.stride == 2 else 0, 2)
+            repeats = c_in % WORD_BITS != 0 and block.channels > c_in
+            layer |= {
+                "short": 0,
+                "repeats": int(repeats),
+                "short_wide": padded(block.channels if repeats else c_in),
+                "short_channels": padded(block.channels if repeats else c_in),
+                "short_side": side,
+                "halves": int(block.stride == 2),
+                "corners": self._indices.add(half[:, None] * side + half),
+            }
+        gain = tensors["scale"].astype(np.float32) * tensors["s"].astype(np.float32)
+        if tap is not None:
+            layer |= {"tap": tap, "tapped": block.channels, "deviation": int(deviation)}
+        self._finish(layer, block.channels, block.pool, gain, tensors)
+
+    def _convolution(
+        self, own: Stem | Block, side: int, base: NDArray[np.int32], steps: NDArray[np.uint8]
+    ) -> dict[str, int]:
+        out, width = conv_side(own, side), side + 2 * own.padding
+        corners = own.stride * np.arange(out)
+        return {
+            "tap": int(NONE),
+            "short": int(NONE),
+            "side": out,
+            "pixels": out * out,
+            "windows": self._indices.add(corners[:, None] * width + corners),
+            "steps": self._bytes.add(tiles(steps)),
+            "lines": steps.shape[1],
+            "begins": self._ints.add(tiles(base)),
+            "runs": base.shape[1],
+            "tiles": padded(own.channels) // BACKEND.width,
+        }
+
+    def _finish(self, layer: dict[str, int], channels: int, pool: Pool | None, gain: Floats, tensors: Tensors) -> None:
+        layer |= {"wide": padded(channels), "result_side": layer["side"]}
+        for name, x in (("gain", gain), ("shift", tensors["shift"]), ("slope", tensors["slope"])):
+            layer[name] = self._floats.add(_filled(x.astype(np.float32), padded(channels)))
+        if pool:
+            layer |= {
+                "pool": pool.size,
+                "pool_stride": pool.stride,
+                "pool_padding": pool.padding,
+                "pool_mean": int(pool.kind == "mean"),
+                "result_side": pool.side(layer["side"]),
+            }
+        self.layers.append(layer)
+
+    def layout(self, images: int = 0) -> "Layout":
+        """The layers so far, in pieces of `images` images; 0 for as many as fit in the cache.
+
+        Maps take turns in two places, since a layer reads what the one before it wrote; what a pool reads and what a
+        shortcut repeats have a third and a fourth. Packed inputs take turns too, but not their scales: those of the
+        borders stay zero.
+        """
+        sizes = [layer["pixels"] * layer["wide"] for layer in self.layers]
+        images = images or max(1, min(MOST_IMAGES, PIECE_BYTES // (4 * max(sizes))))
+        maps, words, scales = _Places(4), _Places(2), 0
+        first = self.layers[0]
+        source = maps.take(1, first.get("source_wide", 0) * first["source_pixels"] * images)
+        for i, layer in enumerate(self.layers):
+            layer["source"] = source
+            if "stem" not in layer:
+                layer["word"] = words.take(i % 2, layer["image"] * layer["words"] * images)
+                layer["scale"] = scales
+                scales += layer["image"] * layer["groups"] * images
+            if layer.get("repeats"):
+                layer["short"] = maps.take(3, layer["source_pixels"] * layer["short_wide"] * images)
+            result = maps.take(i % 2, layer["result_side"] ** 2 * layer["wide"] * images)
+            layer["out"] = maps.take(2, layer["pixels"] * layer["wide"] * images) if "pool" in layer else result
+            layer["result"] = source = result
+        # Where the places begin is known only now that the largest taker of each is.
+        for layer in self.layers:
+            for name, places in (("word", words), ("source", maps), ("out", maps), ("result", maps)):
+                layer[name] = places.begin(layer.get(name, 0))
+            if layer["short"] != int(NONE):
+                layer["short"] = maps.begin(layer["short"]) if layer.get("repeats") else layer["source"]
+        table = np.zeros(len(self.layers), LAYER).view(np.recarray)
+        for row, layer in zip(table, self.layers, strict=True):
+            for name, value in layer.items():
+                row[name] = value
+        plan = Plan(
+            table,
+            self._bytes.whole(),
+            self._ints.whole(),
+            self._floats.whole(),
+            self._indices.whole(),
+            self._masks.whole(),
+        )
+        pixels = first["image"] if "stem" in first else 0
+        return Layout(plan, images, self._products, pixels * images, self._border, words.size, scales, maps.size)
+
+
+class _Places:
+    """Room that takers use in turn: each place is as large as its largest taker."""
+
+    def __init__(self, count: int) -> None:
+        self._sizes = [0] * count
+
+    def take(self, place: int, size: int) -> int:
+        """The number of the place, which now has room for `size` items."""
+        self._sizes[place] = max(self._sizes[place], -(-size // ALIGNMENT) * ALIGNMENT)
+        return place
+
+    def begin(self, place: int) -> int:
+        """Where the place begins."""
+        return sum(self._sizes[:place])
+
+    @property
+    def size(self) -> int:
+        """Items in all."""
+        return sum(self._sizes)
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """A plan, its products for an image, and what its buffers need for `images` of them.
+
+    That is pixels of tiles, with their border's colour (BGR), packed words, scales, and floats of maps.
+    """
+
+    plan: Plan
+    images: int
+    products: int
+    pixels: int
+    border: NDArray[np.uint8]
+    words: int
+    scales: int
+    maps: int
+
+    def buffers(self) -> Buffers:
+        """Work space for one thread, or one team of them."""
+        pixels = np.concatenate([np.tile(self.border, self.pixels), np.zeros(WORD_BYTES, np.uint8)])
+        return Buffers(
+            self.images,
+            pixels,  # one word more: the last one of a stem's line may reach beyond it
+            aligned((self.words,), np.uint32),
+            aligned((self.scales,), np.float32),
+            aligned((self.maps,), np.float32),
+        )
+
+
+def of_network(spec: NetworkSpec, tensors: Tensors) -> Layout:
+    """The layout of a whole network."""
+    builder, column = Builder(), 0
+    builder.stem(spec.stem, spec.input_size, spec.mean, _own(tensors, "stem."))
+    for i, (block, c_in, side) in enumerate(zip(spec.blocks, spec.block_inputs(), spec.sides(), strict=False)):
+        tap = column if i in spec.taps else None
+        builder.block(block, c_in, side, _own(tensors, f"block{i}."), tap, spec.deviation)
+        column += (1 + spec.deviation) * block.channels if i in spec.taps else 0
+    return builder.layout()
+
+
+def _own(tensors: Tensors, prefix: str) -> dict[str, NDArray[np.generic]]:
+    return {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
+
+
+def _inside(side: int, border: int) -> NDArray[np.intp]:
+    """Where each pixel of a square image stands in the same one with a border."""
+    lines = np.arange(border, border + side)
+    return lines[:, None] * (side + 2 * border) + lines
+
+
+def _filled(x: NDArray[Number], length: int) -> NDArray[Number]:
+    """x with zeros up to `length` rows."""
+    out = np.zeros((length, *x.shape[1:]), x.dtype)
+    out[: len(x)] = x
+    return out
 
 
 def padded(channels: int) -> int:
@@ -184,20 +323,11 @@ def aligned(shape: tuple[int, ...], dtype: type[Number]) -> NDArray[Number]:
     return raw[start : start + size].view(dtype).reshape(shape)
 
 
-def affine(gain: NDArray[np.generic], shift: NDArray[np.generic], slope: NDArray[np.generic]) -> Floats:
-    """float32 (3, T, width) as the kernels read it: gain, shift and slope of each output channel."""
-    return tiles(np.stack([x.astype(np.float32) for x in (gain, shift, slope)], 1)).transpose(1, 0, 2).copy()
-
-
 def tiles(rows: NDArray[Number]) -> NDArray[Number]:
-    """(O, S, ...) -> aligned (T, S, width * ...): `BACKEND.width` rows side by side, zeros up to the padded O."""
-    filled = np.zeros((padded(len(rows)), *rows.shape[1:]), rows.dtype)
-    filled[: len(rows)] = rows
+    """(O, S, ...) -> (T, S, width * ...): `BACKEND.width` rows side by side, zeros up to the padded O."""
+    filled = _filled(rows, padded(len(rows)))
     side_by_side = filled.reshape(-1, BACKEND.width, *rows.shape[1:]).swapaxes(1, 2)
-    flat = side_by_side.reshape(len(side_by_side), rows.shape[1], -1)
-    out = aligned(flat.shape, flat.dtype.type)
-    out[:] = flat
-    return out
+    return side_by_side.reshape(len(side_by_side), rows.shape[1], -1)
 
 
 def pieces(tap: int, c_in: int, beta_w: int, beta_a: int) -> list[Piece]:
@@ -214,32 +344,43 @@ def pieces(tap: int, c_in: int, beta_w: int, beta_a: int) -> list[Piece]:
     return out
 
 
-def binary_weights(
-    bits: NDArray[np.uint8],
-    q: NDArray[np.uint8],
-    in_shift: Floats,
-    kernel: int,
-    beta_w: int,
-    beta_a: int,
-    window: Window,
-) -> tuple[Packing, BinaryWeights]:
+def cut_weights(
+    bits: NDArray[np.uint8], q: NDArray[np.uint8], c_in: int, kernel: int, beta_w: int, beta_a: int, width: int
+) -> Cut:
     """Arrange bits (O, ceil(K/8)) and q (O, ceil(K/beta_w)) for the kernels; 0 for a beta means all.
 
-    in_shift: (C,). Raises ValueError where q exceeds 127, a model's bound.
+    width: pixels of a line of the packed image, border included. Raises ValueError where q exceeds 127, a model's
+    bound.
     """
     if q.size and q.max() > MAX_Q:
         raise ValueError(f"block scales go up to {MAX_Q}, not {q.max()}")
-    taps, rows, c_in = kernel * kernel, len(bits), len(in_shift)
-    beta_w, beta_a = beta_w or taps * c_in, beta_a or c_in
-    negative = unpack_signs(bits, taps * c_in) < 0
+    taps, rows = kernel * kernel, len(bits)
+    beta_w, beta_a = min(beta_w or taps * c_in, taps * c_in), min(beta_a or c_in, c_in)
+    positive = unpack_signs(bits, taps * c_in) > 0
+    # Pairs: neighbouring bytes always share a scale, and words 0 and 1, 2 and 3, ... a run.
+    paired = beta_w % (2 * BYTE_BITS) == 0 or beta_w == taps * c_in
+    paired &= (c_in % (2 * BYTE_BITS) == 0 or taps == 1) and (beta_a == c_in or beta_a % (2 * WORD_BITS) == 0)
 
-    windows = [(tap // kernel * window.width + tap % kernel) for tap in range(taps)]  # first pixel of each tap
-    groups = -(-c_in // beta_a)
-    packed: dict[tuple[Piece, ...], int] = {}  # how a tap is cut -> its first packed word: most taps are cut alike
     layout: list[Piece] = []
-    runs: list[tuple[int, int, int, int]] = []
-    steps: list[NDArray[np.uint8]] = []  # (O, 2, bytes of a word): signs and scales
+    packed: dict[tuple[Piece, ...], int] = {}  # how a tap is cut -> its first packed word: most taps are cut alike
+    runs: list[tuple[int, int, int, int, int]] = []  # tap, word, group, pairs, singles
+    steps: list[NDArray[np.uint8]] = []  # (O, bytes of a word)
     base: list[NDArray[np.int32]] = []
+
+    def lines(tap: int, run: list[Piece]) -> tuple[list[NDArray[np.uint8]], list[NDArray[np.uint8]]]:
+        """Of each piece, the inverted sign bits and twice the scale of each byte."""
+        signs, scales = [], []
+        for piece in run:
+            entries = np.arange(tap * c_in + piece.channel, tap * c_in + piece.channel + piece.length)
+            places = np.arange(piece.length) + piece.channel % WORD_BITS
+            word = np.zeros((rows, WORD_BITS), np.uint8)
+            word[:, places] = positive[:, entries]
+            scale = np.zeros((rows, WORD_BYTES), np.uint8)
+            scale[:, places // BYTE_BITS] = 2 * q[:, entries // beta_w]
+            signs.append(np.packbits(word, axis=1, bitorder="little"))
+            scales.append(scale)
+        return signs, scales
+
     for tap in range(taps):
         cut = tuple(pieces(tap, c_in, beta_w, beta_a))
         if cut not in packed:
@@ -248,46 +389,28 @@ def binary_weights(
         source = packed[cut]
         for group, members in groupby(cut, key=lambda piece: piece.group):
             run = list(members)
-            runs.append((tap, source, group, len(run)))
+            pairs = len(run) // 2 if paired else 0
+            runs.append((tap, source, group, pairs, len(run) - 2 * pairs))
             source += len(run)
-            total = np.zeros(rows, np.int32)
-            for piece in run:
-                entries = np.arange(tap * c_in + piece.channel, tap * c_in + piece.channel + piece.length)
-                places = np.arange(piece.length) + piece.channel % WORD_BITS
-                positive = np.zeros((rows, WORD_BITS), np.uint8)
-                positive[:, places] = ~negative[:, entries]
-                scales = np.zeros((rows, WORD_BYTES), np.uint8)
-                scales[:, places // BYTE_BITS] = 2 * q[:, entries // beta_w]
-                steps.append(np.stack([np.packbits(positive, axis=1, bitorder="little"), scales], 1))
-                total -= q[:, entries // beta_w].sum(1, dtype=np.int32)
-            base.append(total)
+            signs, scales = lines(tap, run)
+            for k in range(0, 2 * pairs, 2):
+                # as `kernels._pair` lays the activations; a byte that is not there has no scale, so either's will do
+                x, y = np.concatenate(signs[k : k + 2], 1), np.concatenate(scales[k : k + 2], 1)
+                steps += [x[:, EVEN], x[:, ODD], np.maximum(y[:, EVEN], y[:, ODD])]
+            for k in range(2 * pairs, len(run)):
+                steps += [signs[k], scales[k]]
+            entries = slice(tap * c_in + run[0].channel, tap * c_in + run[-1].channel + run[-1].length)
+            of_run = np.arange(entries.start, entries.stop) // beta_w
+            base.append(-q[:, of_run].sum(1, dtype=np.int32))
 
-    spans: list[list[int]] = []  # word, group, count, length
-    for tap, word, group, length in runs:
-        word, group = windows[tap] * len(layout) + word, windows[tap] * groups + group
-        if spans and [word, group, length] == [
-            spans[-1][0] + spans[-1][2] * length,
-            spans[-1][1] + spans[-1][2],
-            spans[-1][3],
-        ]:
-            spans[-1][2] += 1
+    spans: list[list[int]] = []
+    groups = -(-c_in // beta_a)
+    for tap, word, group, pairs, singles in runs:
+        pixel, length = tap // kernel * width + tap % kernel, 2 * pairs + singles
+        word, group = pixel * len(layout) + word, pixel * groups + group
+        last = spans[-1] if spans else []
+        if last and [word, group, pairs, singles] == [last[0] + last[2] * length, last[1] + last[2], *last[3:]]:
+            last[2] += 1
         else:
-            spans.append([word, group, 1, length])
-    shift = np.zeros((1, padded(c_in)), np.float32)
-    shift[0, :c_in] = in_shift
-    masks = [((1 << piece.length) - 1) << piece.channel % WORD_BITS for piece in layout]
-    sources = [piece.channel // WORD_BITS * WORD_BITS for piece in layout]
-    packing = Packing(
-        shift,
-        np.array(sources, np.uint64),
-        np.array(masks, np.uint32),
-        window.inside,
-        window.image_pixels,
-        c_in,
-        beta_a,
-    )
-    interleaved = np.stack(steps, 1).reshape(rows, 2 * len(steps), WORD_BYTES)
-    word_at, scale_at = (window.starts * np.uint64(n) for n in (len(layout), groups))
-    return packing, BinaryWeights(
-        tiles(interleaved), np.array(spans, np.uint64), tiles(np.stack(base, 1)), word_at, scale_at
-    )
+            spans.append([word, group, 1, pairs, singles])
+    return Cut(layout, np.array(spans, np.uint64), np.stack(steps, 1), np.stack(base, 1), paired and len(layout) > 1)

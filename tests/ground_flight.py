@@ -51,8 +51,7 @@ def landscape(seed: int, side: int = 1200) -> tuple[np.ndarray, np.ndarray]:
 SPEC = NetworkSpec(
     name="ground-test",
     input_size=8,
-    mean=(0.0, 0.0, 0.0),
-    std=(1.0, 1.0, 1.0),
+    mean=(0, 0, 0),
     stem=Stem(channels=4),
     blocks=(Block(channels=16),),
     taps=(0,),

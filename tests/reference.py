@@ -41,11 +41,14 @@ def integer_weight(bits, q, entries, beta):
     return out
 
 
-def convolve(x, weight, kernel, stride):
-    """x (N, H, W, C), weight (O, k * k * C) with K = (kh, kw, c); zeros outside; keeps integers integer."""
+def convolve(x, weight, kernel, stride, half=None):
+    """x (N, H, W, C), weight (O, k * k * C) with K = (kh, kw, c); zeros outside; keeps integers integer.
+
+    half: pixels of padding, kernel // 2 where it is not given.
+    """
     n, height, width, channels = x.shape
-    half = kernel // 2
-    rows, columns = range(0, height, stride), range(0, width, stride)
+    half = kernel // 2 if half is None else half
+    rows, columns = (range(0, size + 2 * half - kernel + 1, stride) for size in (height, width))
     out = np.zeros((n, len(rows), len(columns), len(weight)), np.result_type(x, weight))
     for i, y0 in enumerate(rows):
         for j, x0 in enumerate(columns):
@@ -56,30 +59,48 @@ def convolve(x, weight, kernel, stride):
     return out
 
 
+def pool(x, own):
+    """Largest or mean of the pixels that lie inside of each window; x (N, H, W, C)."""
+    if own is None:
+        return x
+    size = x.shape[1]
+    side = (size + 2 * own.padding - own.size) // own.stride + 1
+    out = np.empty((len(x), side, side, x.shape[3]))
+    for i, j in np.ndindex(side, side):
+        y, column = i * own.stride - own.padding, j * own.stride - own.padding
+        part = x[:, max(y, 0) : min(y + own.size, size), max(column, 0) : min(column + own.size, size)]
+        out[:, i, j] = part.max((1, 2)) if own.kind == "max" else part.mean((1, 2))
+    return out
+
+
 def prelu(y, slope):
     return np.maximum(y, 0) + slope * np.minimum(y, 0)
 
 
-def block(x, tensors, channels, kernel, stride, beta_w, beta_a):
+def block(x, tensors, own):
     """A binary block: float32 x (N, H, W, Cin) -> float64 (N, H', W', channels); tensors without their prefix."""
+    channels, kernel, stride = own.channels, own.kernel, own.stride
     c_in = x.shape[-1]
     shifted = x.astype(np.float32) + tensors["in_shift"]  # in float32 as it is specified: it decides the signs
-    a = np.array([binarize(pixel, beta_a) for pixel in shifted.reshape(-1, c_in)]).reshape(x.shape)
-    weight = integer_weight(tensors["bits"], tensors["q"], kernel * kernel * c_in, beta_w)
-    y = convolve(a, weight * tensors["s"].astype(np.float64)[:, None], kernel, stride)
+    a = np.array([binarize(pixel, own.beta_a) for pixel in shifted.reshape(-1, c_in)]).reshape(x.shape)
+    weight = integer_weight(tensors["bits"], tensors["q"], kernel * kernel * c_in, own.beta_w)
+    y = convolve(a, weight * tensors["s"].astype(np.float64)[:, None], kernel, stride, 0 if own.valid else None)
     y = y * tensors["scale"].astype(np.float64) + tensors["shift"]
+    if not own.shortcut:
+        return pool(prelu(y, tensors["slope"].astype(np.float64)), own.pool)
     short = x.astype(np.float64)
     if stride == 2:
         short = (short[:, ::2, ::2] + short[:, 1::2, ::2] + short[:, ::2, 1::2] + short[:, 1::2, 1::2]) / 4
     short = np.concatenate([short] * (channels // c_in + 1), axis=-1)[..., :channels]
-    return prelu(y + short, tensors["slope"].astype(np.float64))
+    return pool(prelu(y + short, tensors["slope"].astype(np.float64)), own.pool)
 
 
 def stem(tiles, tensors, spec):
     rgb = np.stack([tiles[..., 2], tiles[..., 1], tiles[..., 0]], axis=-1).astype(np.float64)
     weight = tensors["stem.weight"].astype(np.float64).reshape(spec.stem.channels, -1)
-    y = convolve((rgb - spec.mean) / spec.std, weight, spec.stem.kernel, spec.stem.stride)
-    return prelu(y * tensors["stem.scale"] + tensors["stem.shift"], tensors["stem.slope"].astype(np.float64))
+    y = convolve(rgb - spec.mean, weight, spec.stem.kernel, spec.stem.stride)
+    y = prelu(y * tensors["stem.scale"] + tensors["stem.shift"], tensors["stem.slope"].astype(np.float64))
+    return pool(y, spec.stem.pool)
 
 
 def forward(model, tiles):
@@ -89,11 +110,13 @@ def forward(model, tiles):
     pooled = []
     for i, layer in enumerate(spec.blocks):
         own = {name.split(".")[1]: t for name, t in model.tensors.items() if name.startswith(f"block{i}.")}
-        y = block(x, own, layer.channels, layer.kernel, layer.stride, layer.beta_w, layer.beta_a)
+        y = block(x, own, layer)
         if i in spec.taps:
             flat = y.reshape(len(y), -1, layer.channels)
             mean = flat.mean(axis=1)
-            pooled += [mean, np.sqrt(((flat - mean[:, None]) ** 2).mean(axis=1) + POOL_EPSILON)]
+            pooled.append(mean)
+            if spec.deviation:
+                pooled.append(np.sqrt(((flat - mean[:, None]) ** 2).mean(axis=1) + POOL_EPSILON))
         x = y.astype(np.float32)
     return np.concatenate(pooled, axis=1) * model.tensors["features.scale"] + model.tensors["features.shift"]
 
@@ -125,8 +148,8 @@ def random_tensors(rng, spec, classes):
     """All tensors of a model with this spec."""
     channels, k = spec.stem.channels, spec.stem.kernel
     tensors = {
-        "stem.weight": rng.normal(0, 0.3, (channels, k, k, 3)).astype(np.float32),
-        "stem.scale": rng.normal(1, 0.2, channels).astype(np.float32),
+        "stem.weight": rng.integers(-127, 128, (channels, k, k, 3), np.int8),
+        "stem.scale": (rng.normal(1, 0.2, channels) / (4096 * k)).astype(np.float32),
         "stem.shift": rng.normal(0, 0.2, channels).astype(np.float32),
         "stem.slope": rng.uniform(0, 0.5, channels).astype(np.float32),
         "features.scale": rng.normal(1, 0.2, spec.feature_count).astype(np.float32),

@@ -11,8 +11,7 @@ def small_spec(channels: int = 16, beta_f: int = 4) -> NetworkSpec:
     return NetworkSpec(
         name="small",
         input_size=16,
-        mean=(110.0, 105.0, 100.0),
-        std=(50.0, 55.0, 60.0),
+        mean=(110, 105, 100),
         stem=Stem(channels=8),
         blocks=(Block(channels=16, stride=2, beta_w=8), Block(channels=channels, beta_w=0, beta_a=8)),
         taps=(0, 1),
@@ -26,7 +25,11 @@ def small_model(classes: tuple[str, ...] = ("a", "b", "c"), seed: int = 0, **spe
     random = np.random.default_rng(seed)
     tensors = {}
     for name, (dtype, shape) in (network.shapes() | head_shapes(network, len(classes))).items():
-        if dtype == "float32":
+        if name == "stem.scale":
+            tensors[name] = random.normal(0, 1e-3, shape).astype(np.float32)
+        elif dtype == "int8":
+            tensors[name] = random.integers(-127, 128, shape).astype(np.int8)
+        elif dtype == "float32":
             tensors[name] = random.normal(0, 0.5, shape).astype(np.float32)
         elif dtype == "int16":
             tensors[name] = random.integers(-300, 300, shape).astype(np.int16)

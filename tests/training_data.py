@@ -19,8 +19,7 @@ min_scale = 0.7
 [network]
 name = "tiny"
 input_size = 32
-mean = [110.0, 110.0, 110.0]
-std = [55.0, 55.0, 55.0]
+mean = [110, 110, 110]
 taps = [0, 1]
 beta_f = 4
 stem = {{ channels = 16 }}

@@ -27,6 +27,7 @@ class NeonDot(Backend):
     bytes = 16
     requires = frozenset({"neon", "dotprod"})
     rows, columns = 4, 4
+    signed = True
 
     def popcount(self, builder: ir.IRBuilder, x: Any) -> Any:
         """As `Backend.popcount`."""
@@ -36,6 +37,11 @@ class NeonDot(Backend):
         """As `Backend.dot`."""
         udot = declare(builder, "llvm.aarch64.neon.udot.v4i32.v16i8", self.sums, self.sums, counts.type, scales.type)
         return builder.call(udot, [counter, counts, scales])
+
+    def mix(self, builder: ir.IRBuilder, sums: Any, pixels: Any, weights: Any) -> Any:
+        """As `Backend.mix`."""
+        sdot = declare(builder, "llvm.aarch64.neon.sdot.v4i32.v16i8", self.sums, self.sums, pixels.type, weights.type)
+        return builder.call(sdot, [sums, pixels, weights])
 
 
 class Neon(NeonDot):
@@ -49,6 +55,8 @@ class Neon(NeonDot):
     requires = frozenset({"neon"})
     rows, columns = 4, 2
     steps = 16
+    mix = Backend.mix
+    signed = False
 
     @property
     def counter(self) -> ir.Type:

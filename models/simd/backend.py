@@ -20,7 +20,8 @@ class Backend:
 
     name: what HADANET_SIMD calls it; bytes: width of a vector; requires: LLVM's names of the CPU features it needs;
     rows, columns: how many rows of activations meet how many vectors of weights in one pass, so that the counters
-    and two vectors per column stay in registers; steps: how often `dot` may be applied before `settle`.
+    and two vectors per column stay in registers; steps: how often `dot` may be applied before `settle`, with counts up
+    to 8; signed: `mix` takes pixels less 128.
 
     A counter is one LLVM value of type `counter`; here, 32-bit lanes that `dot` adds to directly.
     """
@@ -31,6 +32,7 @@ class Backend:
     rows: int
     columns: int
     steps: int = UNLIMITED
+    signed: bool = False
 
     @property
     def lanes(self) -> int:
@@ -71,6 +73,26 @@ class Backend:
         counts: bytes of 0..8; scales: unsigned bytes of 0..254.
         """
         raise NotImplementedError
+
+    def mix(self, builder: ir.IRBuilder, sums: Any, pixels: Any, weights: Any) -> Any:
+        """The sums after pixels * weights were added, four neighbouring bytes to each lane.
+
+        pixels: bytes 0..255, or -128..127 where `signed`; weights: bytes -127..127. Here in 16-bit lanes, even bytes
+        and odd ones: for backends without an instruction for it.
+        """
+        wide = ir.VectorType(I16, self.bytes // 2)
+        pixels, weights = builder.bitcast(pixels, wide), builder.bitcast(weights, wide)
+        eight, low = splat(wide, 8), splat(wide, 0xFF)
+        even = builder.and_(pixels, low), builder.ashr(builder.shl(weights, eight), eight)
+        odd = builder.lshr(pixels, eight), builder.ashr(weights, eight)
+        for x, w in (even, odd):
+            sums = builder.add(sums, self.pair_products(builder, x, w))
+        return sums
+
+    def pair_products(self, builder: ir.IRBuilder, x: Any, w: Any) -> Any:
+        """x * w of signed 16-bit lanes that fit in 16 bits, two neighbours added to a 32-bit lane (sums)."""
+        both, half = builder.bitcast(builder.mul(x, w), self.sums), splat(self.sums, 16)
+        return builder.add(builder.ashr(builder.shl(both, half), half), builder.ashr(both, half))
 
     def settle(self, builder: ir.IRBuilder, counter: Any) -> Any:
         """The same counter, ready for `steps` more dots."""

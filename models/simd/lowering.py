@@ -18,17 +18,22 @@ from models.simd.values import (
     add_up,
     as_floats,
     broadcast_floats,
+    broadcast_pixels,
     broadcast_words,
     dot,
+    from_,
     load_bytes,
     load_floats,
     load_ints,
     load_rows,
     load_word,
+    middle,
+    mix,
     multiply_add,
     no_floats,
     popcount,
     prelu,
+    repeat,
     scale,
     settle,
     shift,
@@ -109,8 +114,10 @@ def _fma(builder: ir.IRBuilder, x: Any, y: Any, z: Any) -> Any:
     return builder.call(declare(builder, f"llvm.fma.v{x.type.count}f32", x.type, x.type, x.type, x.type), [x, y, z])
 
 
-def _total_as_floats(builder: ir.IRBuilder, counter: Any) -> Any:
-    return builder.sitofp(BACKEND.total(builder, counter), vector_type("floats"))
+def _as_floats(builder: ir.IRBuilder, x: Any) -> Any:
+    """Of integers and of counters; these differ in type only where a backend has counters of its own."""
+    total = x if x.type == BACKEND.sums else BACKEND.total(builder, x)
+    return builder.sitofp(total, vector_type("floats"))
 
 
 def _prelu(builder: ir.IRBuilder, x: Any, slope: Any) -> Any:
@@ -122,14 +129,26 @@ def _absolute(builder: ir.IRBuilder, x: Any) -> Any:
     return builder.call(declare(builder, f"llvm.fabs.v{x.type.count}f32", x.type, x.type), [x])
 
 
+def _add(builder: ir.IRBuilder, x: Any, y: Any) -> Any:
+    return builder.fadd(x, y) if x.type.element == F32 else builder.add(x, y)
+
+
+def _middle(builder: ir.IRBuilder, x: Any, y: Any) -> Any:
+    return builder.fmul(builder.fadd(x, y), ir.Constant(x.type, [0.5] * x.type.count))
+
+
+elementwise(middle, ("floats", "floats"), "floats", _middle)
 elementwise(absolute, ("floats",), "floats", _absolute)
-elementwise(operator.add, ("floats", "floats"), "floats", lambda builder, x, y: builder.fadd(x, y))
+elementwise(operator.add, ("floats", "floats"), "floats", _add)
+elementwise(operator.add, ("bytes", "bytes"), "bytes", _add)
 elementwise(prelu, ("floats", "floats"), "floats", _prelu)
 elementwise(operator.xor, ("bytes", "bytes"), "bytes", lambda builder, x, y: builder.xor(x, y))
 elementwise(popcount, ("bytes",), "bytes", BACKEND.popcount)
 elementwise(dot, ("counters", "bytes", "bytes"), "counters", BACKEND.dot)
 elementwise(settle, ("counters",), "counters", BACKEND.settle)
-elementwise(as_floats, ("counters",), "floats", _total_as_floats)
+elementwise(as_floats, ("counters",), "floats", _as_floats)
+elementwise(as_floats, ("ints",), "floats", _as_floats)
+elementwise(mix, ("ints", "bytes", "bytes"), "ints", BACKEND.mix)
 elementwise(multiply_add, ("floats", "floats", "floats"), "floats", _fma)
 
 
@@ -140,31 +159,30 @@ def _place(context: Any, builder: ir.IRBuilder, array: Any, value: Any, indices:
     return cgutils.get_item_pointer(context, builder, array, whole, numbers)
 
 
-def _loader(function: Any, kind: str, dtype: types.Type) -> None:
-    """Teach Numba a function (array, tile, k) that loads one row."""
+def _is_flat(array: Any, dtype: Any) -> bool:
+    return isinstance(array, types.Array) and (array.dtype, array.ndim, array.layout) == (dtype, 1, "C")
+
+
+def _vectors_at(
+    context: Any, builder: ir.IRBuilder, array: Any, value: Any, at: tuple[Any, Any], kind: str, count: int
+) -> list[Any]:
+    """Pointers to `count` neighbouring vectors of a flat array, from the item with this typed index on."""
+    first = builder.bitcast(_place(context, builder, array, value, [at]), vector_type(kind).as_pointer())
+    return [builder.gep(first, [ir.Constant(I32, c)]) for c in range(count)]
+
+
+def _loader(function: Any, kind: str, dtype: Any) -> None:
+    """Teach Numba a function (array, at) that loads one row."""
 
     @type_callable(function)
     def typed(context: Any) -> Any:
-        def typer(array: Any, tile: Any, k: Any) -> Any:
-            if isinstance(array, types.Array) and (array.dtype, array.ndim, array.layout) == (dtype, 3, "C"):
-                return Vectors(kind, 1, BACKEND.columns)
-            return None
+        return lambda array, at: Vectors(kind, 1, BACKEND.columns) if _is_flat(array, dtype) else None
 
-        return typer
-
-    @lower_builtin(function, types.Array, types.Integer, types.Integer)
+    @lower_builtin(function, types.Array, types.Integer)
     def lower(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        zero = (types.intp, ir.Constant(ir.IntType(64), 0))
-        at = _place(
-            context, builder, signature.args[0], args[0], [*zip(signature.args[1:], args[1:], strict=True), zero]
-        )
-        vector = vector_type(kind)
-        at = builder.bitcast(at, vector.as_pointer())
-        loads = (
-            builder.load(builder.gep(at, [ir.Constant(ir.IntType(32), c)]), align=4 if kind != "bytes" else 1)
-            for c in range(BACKEND.columns)
-        )
-        return _pack(context, builder, signature.return_type, loads)
+        own, (array, at) = signature.return_type, signature.args
+        places = _vectors_at(context, builder, array, args[0], (at, args[1]), kind, own.columns)
+        return _pack(context, builder, own, (builder.load(p, align=dtype.bitwidth // 8) for p in places))
 
 
 _loader(load_bytes, "bytes", types.uint8)
@@ -172,42 +190,37 @@ _loader(load_ints, "ints", types.int32)
 _loader(load_floats, "floats", types.float32)
 
 
-def _broadcaster(function: Any, kind: str, dtype: types.Type) -> None:
-    """Teach Numba a function (array, rows, k) that repeats array[row, k] over a vector for each row."""
+def _broadcaster(function: Any, kind: str, dtype: Any, item: ir.Type) -> None:
+    """Teach Numba a function (array, places, k) that repeats the `item` at place + k over a vector, for each place."""
 
     @type_callable(function)
     def typed(context: Any) -> Any:
-        def typer(array: Any, rows: Any, k: Any) -> Any:
-            fits = isinstance(array, types.Array) and (array.dtype, array.layout) == (dtype, "C") and array.ndim <= 2
-            return Vectors(kind, len(rows), 1) if fits and isinstance(rows, types.UniTuple) else None
+        def typer(array: Any, places: Any, k: Any) -> Any:
+            fits = _is_flat(array, dtype) and isinstance(places, types.UniTuple)
+            return Vectors(kind, len(places), 1) if fits else None
 
         return typer
 
     @lower_builtin(function, types.Array, types.UniTuple, types.Integer)
     def lower(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        array, rows, k = signature.args
-        item = context.get_data_type(dtype)
-        lanes, nothing = (
-            ir.VectorType(item, BACKEND.lanes),
-            ir.Constant(ir.VectorType(ir.IntType(32), BACKEND.lanes), None),
-        )
+        array, places, k = signature.args
+        lanes, zero = ir.VectorType(item, BACKEND.lanes), ir.Constant(I32, 0)
+        nothing, everywhere = ir.Constant(lanes, ir.Undefined), ir.Constant(ir.VectorType(I32, BACKEND.lanes), None)
+        column = context.cast(builder, args[2], k, places.dtype)
 
-        def repeated(row: Any) -> Any:
-            column = context.cast(builder, args[2], k, rows.dtype)
-            indices = [row, column] if array.ndim == 2 else [builder.add(row, column)]
-            at = _place(context, builder, array, args[0], [(rows.dtype, i) for i in indices])
-            one = builder.insert_element(
-                ir.Constant(lanes, ir.Undefined), builder.load(at), ir.Constant(ir.IntType(32), 0)
-            )
-            whole = builder.shuffle_vector(one, ir.Constant(lanes, ir.Undefined), nothing)
+        def repeated(place: Any) -> Any:
+            at = _place(context, builder, array, args[0], [(places.dtype, builder.add(place, column))])
+            loaded = builder.load(builder.bitcast(at, item.as_pointer()), align=dtype.bitwidth // 8)
+            whole = builder.shuffle_vector(builder.insert_element(nothing, loaded, zero), nothing, everywhere)
             return builder.bitcast(whole, vector_type(kind))
 
         each = cgutils.unpack_tuple(builder, args[1])
-        return _pack(context, builder, signature.return_type, (repeated(row) for row in each))
+        return _pack(context, builder, signature.return_type, (repeated(place) for place in each))
 
 
-_broadcaster(broadcast_words, "bytes", types.uint32)
-_broadcaster(broadcast_floats, "floats", types.float32)
+_broadcaster(broadcast_words, "bytes", types.uint32, I32)
+_broadcaster(broadcast_pixels, "bytes", types.uint8, I32)
+_broadcaster(broadcast_floats, "floats", types.float32, F32)
 
 
 @type_callable(start)
@@ -222,6 +235,21 @@ def _start_type(context: Any) -> Any:
 @lower_builtin(start, Vectors, types.UniTuple)
 def _start(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
     each = [BACKEND.start(builder, total) for total in _unpack(builder, signature.args[0], args[0])]
+    return _pack(context, builder, signature.return_type, each * len(signature.args[1]))
+
+
+@type_callable(repeat)
+def _repeat_type(context: Any) -> Any:
+    def typer(total: Any, rows: Any) -> Any:
+        fits = isinstance(total, Vectors) and total.kind == "ints" and isinstance(rows, types.UniTuple)
+        return Vectors("ints", len(rows), total.columns) if fits else None
+
+    return typer
+
+
+@lower_builtin(repeat, Vectors, types.UniTuple)
+def _repeat(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+    each = _unpack(builder, signature.args[0], args[0])
     return _pack(context, builder, signature.return_type, each * len(signature.args[1]))
 
 
@@ -241,7 +269,8 @@ def _no_floats(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -
 @type_callable(take)
 def _take_type(context: Any) -> Any:
     def typer(numbers: Any, first: Any, rows: Any) -> Any:
-        return types.UniTuple(types.uint64, len(rows)) if isinstance(rows, types.UniTuple) else None
+        fits = _is_flat(numbers, types.uint64) and isinstance(rows, types.UniTuple)
+        return types.UniTuple(types.uint64, len(rows)) if fits else None
 
     return typer
 
@@ -249,14 +278,30 @@ def _take_type(context: Any) -> Any:
 @lower_builtin(take, types.Array, types.Integer, types.UniTuple)
 def _take(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
     array, first, rows = signature.args
-    whole = context.make_array(array)(context, builder, args[0])
-    last = builder.sub(cgutils.unpack_tuple(builder, whole.shape)[0], ir.Constant(ir.IntType(64), 1))
-    begin = context.cast(builder, args[1], first, types.intp)
+    begin = context.cast(builder, args[1], first, types.uint64)
     out = []
     for row in cgutils.unpack_tuple(builder, args[2]):
-        at = builder.add(begin, context.cast(builder, row, rows.dtype, types.intp))
-        at = builder.select(builder.icmp_signed("<", at, last), at, last)
-        out.append(builder.load(cgutils.get_item_pointer(context, builder, array, whole, [at])))
+        at = builder.add(begin, context.cast(builder, row, rows.dtype, types.uint64))
+        out.append(builder.load(_place(context, builder, array, args[0], [(types.uint64, at)])))
+    return context.make_tuple(builder, signature.return_type, out)
+
+
+@type_callable(from_)
+def _from_type(context: Any) -> Any:
+    def typer(first: Any, rows: Any, last: Any) -> Any:
+        return types.UniTuple(types.uint64, len(rows)) if isinstance(rows, types.UniTuple) else None
+
+    return typer
+
+
+@lower_builtin(from_, types.Integer, types.UniTuple, types.Integer)
+def _from(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+    first, rows, last = signature.args
+    begin, end = context.cast(builder, args[0], first, types.uint64), context.cast(builder, args[2], last, types.uint64)
+    out = []
+    for row in cgutils.unpack_tuple(builder, args[1]):
+        at = builder.add(begin, context.cast(builder, row, rows.dtype, types.uint64))
+        out.append(builder.select(builder.icmp_unsigned("<", at, end), at, end))
     return context.make_tuple(builder, signature.return_type, out)
 
 
@@ -278,72 +323,65 @@ _teach_rows(shift, lambda builder, row, offset: builder.add(row, offset))
 _teach_rows(scale, lambda builder, row, factor: builder.mul(row, factor))
 
 
-def _vectors_at(context: Any, builder: ir.IRBuilder, array: Any, value: Any, indices: Any, count: int) -> list[Any]:
-    """Pointers to `count` neighbouring vectors of floats."""
-    vector = vector_type("floats")
-    at = builder.bitcast(_place(context, builder, array, value, indices), vector.as_pointer())
-    return [builder.gep(at, [ir.Constant(ir.IntType(32), c)]) for c in range(count)]
-
-
-def _is_matrix(array: Any) -> bool:
-    return isinstance(array, types.Array) and (array.dtype, array.ndim, array.layout) == (types.float32, 2, "C")
-
-
 @type_callable(load_rows)
 def _load_rows_type(context: Any) -> Any:
-    def typer(array: Any, rows: Any, first: Any) -> Any:
-        fits = _is_matrix(array) and isinstance(rows, types.UniTuple)
-        return Vectors("floats", len(rows), BACKEND.columns) if fits else None
+    def typer(array: Any, places: Any, first: Any) -> Any:
+        fits = _is_flat(array, types.float32) and isinstance(places, types.UniTuple)
+        return Vectors("floats", len(places), BACKEND.columns) if fits else None
 
     return typer
 
 
+def _row_pointers(context: Any, builder: ir.IRBuilder, signature: Any, args: Any, columns: int) -> list[Any]:
+    """Pointers to the vectors of each row; the last arguments are array, places, first."""
+    array, places, first = signature.args[-3:]
+    offset = context.cast(builder, args[-1], first, places.dtype)
+    return [
+        at
+        for place in cgutils.unpack_tuple(builder, args[-2])
+        for at in _vectors_at(
+            context, builder, array, args[-3], (places.dtype, builder.add(place, offset)), "floats", columns
+        )
+    ]
+
+
 @lower_builtin(load_rows, types.Array, types.UniTuple, types.Integer)
 def _load_rows(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-    array, rows, first = signature.args
-    loads = (
-        builder.load(at, align=4)
-        for row in cgutils.unpack_tuple(builder, args[1])
-        for at in _vectors_at(context, builder, array, args[0], [(rows.dtype, row), (first, args[2])], BACKEND.columns)
-    )
-    return _pack(context, builder, signature.return_type, loads)
+    pointers = _row_pointers(context, builder, signature, args, BACKEND.columns)
+    return _pack(context, builder, signature.return_type, (builder.load(at, align=4) for at in pointers))
 
 
 @type_callable(store_rows)
 def _store_rows_type(context: Any) -> Any:
-    def typer(value: Any, array: Any, rows: Any, first: Any) -> Any:
-        fits = _is_matrix(array) and isinstance(value, Vectors) and value.kind == "floats"
-        return types.none if fits and isinstance(rows, types.UniTuple) and value.rows == len(rows) else None
+    def typer(value: Any, array: Any, places: Any, first: Any) -> Any:
+        fits = _is_flat(array, types.float32) and isinstance(value, Vectors) and value.kind == "floats"
+        return types.none if fits and isinstance(places, types.UniTuple) and value.rows == len(places) else None
 
     return typer
 
 
 @lower_builtin(store_rows, Vectors, types.Array, types.UniTuple, types.Integer)
 def _store_rows(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-    own, array, rows, first = signature.args
-    places = (
-        at
-        for row in cgutils.unpack_tuple(builder, args[2])
-        for at in _vectors_at(context, builder, array, args[1], [(rows.dtype, row), (first, args[3])], own.columns)
-    )
-    for vector, at in zip(_unpack(builder, own, args[0]), places, strict=True):
+    own = signature.args[0]
+    pointers = _row_pointers(context, builder, signature, args, own.columns)
+    for vector, at in zip(_unpack(builder, own, args[0]), pointers, strict=True):
         builder.store(vector, at, align=4)
     return context.get_dummy_value()
 
 
 @type_callable(load_word)
 def _load_word_type(context: Any) -> Any:
-    def typer(array: Any, row: Any, first: Any) -> Any:
-        return Vectors("floats", 1, WORD_BITS // BACKEND.lanes) if _is_matrix(array) else None
+    def typer(array: Any, at: Any) -> Any:
+        return Vectors("floats", 1, WORD_BITS // BACKEND.lanes) if _is_flat(array, types.float32) else None
 
     return typer
 
 
-@lower_builtin(load_word, types.Array, types.Integer, types.Integer)
+@lower_builtin(load_word, types.Array, types.Integer)
 def _load_word(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-    own, (array, row, first) = signature.return_type, signature.args
-    places = _vectors_at(context, builder, array, args[0], [(row, args[1]), (first, args[2])], own.columns)
-    return _pack(context, builder, own, (builder.load(at, align=4) for at in places))
+    own, (array, at) = signature.return_type, signature.args
+    places = _vectors_at(context, builder, array, args[0], (at, args[1]), "floats", own.columns)
+    return _pack(context, builder, own, (builder.load(p, align=4) for p in places))
 
 
 def _is_word(x: Any) -> bool:

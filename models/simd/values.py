@@ -25,8 +25,8 @@ WORD_BITS = 32
 
 
 def take(numbers: NDArray[np.uint64], first: Index, rows: Rows) -> Rows:
-    """numbers[first + r] for each r of `rows`, the last of them again behind the end: a tuple as long as `rows`."""
-    return tuple(numbers[min(int(first) + int(r), len(numbers) - 1)] for r in rows)
+    """numbers[first + r] for each r of `rows`."""
+    return tuple(numbers[int(first) + int(r)] for r in rows)
 
 
 def shift(rows: Rows, offset: Index) -> Rows:
@@ -39,31 +39,40 @@ def scale(rows: Rows, factor: Index) -> Rows:
     return tuple(r * factor for r in rows)
 
 
-def load_bytes(array: NDArray[np.uint8], tile: Index, k: Index) -> Value:
-    """One row of bytes: array[tile, k], with uint8 (T, S, V * bytes)."""
-    return array[tile, k][None]
+def from_(first: Index, rows: Rows, last: Index) -> Rows:
+    """first + r for each r of `rows`, but `last` at most."""
+    return tuple(min(int(first) + int(r), int(last)) for r in rows)
 
 
-def load_ints(array: NDArray[np.int32], tile: Index, k: Index) -> Value:
-    """One row of integers: array[tile, k], with int32 (T, R, V * lanes)."""
-    return array[tile, k][None]
+def load_bytes(array: NDArray[np.uint8], at: Index) -> Value:
+    """One row of bytes: V * bytes of a flat array from `at` on."""
+    return array[int(at) : int(at) + 4 * BACKEND.width][None]
 
 
-def load_floats(array: Floats, tile: Index, k: Index) -> Value:
-    """One row of floats: array[tile, k], with float32 (T, S, V * lanes)."""
-    return array[tile, k][None]
+def load_ints(array: NDArray[np.int32], at: Index) -> Value:
+    """One row of integers: V * lanes of a flat array from `at` on."""
+    return array[int(at) : int(at) + BACKEND.width][None]
 
 
-def broadcast_words(words: NDArray[np.uint32], rows: Rows, k: Index) -> Value:
-    """One column of bytes: the 32-bit words[row, k], or words[row + k] of a flat array, repeated, for each row."""
-    items = [words[r, k] if words.ndim == 2 else words[int(r) + int(k)] for r in rows]
+def load_floats(array: Floats, at: Index) -> Value:
+    """One row of floats: V * lanes of a flat array from `at` on."""
+    return array[int(at) : int(at) + BACKEND.width][None]
+
+
+def broadcast_words(words: NDArray[np.uint32], places: Rows, k: Index) -> Value:
+    """One column of bytes: the 32-bit words[place + k], repeated, for each place."""
+    items = [words[int(p) + int(k)] for p in places]
     return np.stack([np.full(BACKEND.width, item, "<u4").view(np.uint8) for item in items])
 
 
-def broadcast_floats(floats: Floats, rows: Rows, k: Index) -> Value:
-    """One column of floats: floats[row, k], or floats[row + k] of a flat array, for each row."""
-    items = [floats[r, k] if floats.ndim == 2 else floats[int(r) + int(k)] for r in rows]
-    return np.stack([np.full(BACKEND.width, item) for item in items])
+def broadcast_pixels(pixels: NDArray[np.uint8], places: Rows, k: Index) -> Value:
+    """One column of bytes: the four of a flat array from place + k on, repeated, for each place."""
+    return np.stack([np.tile(pixels[int(p) + int(k) : int(p) + int(k) + 4], BACKEND.width) for p in places])
+
+
+def broadcast_floats(floats: Floats, places: Rows, k: Index) -> Value:
+    """One column of floats: floats[place + k] for each place."""
+    return np.stack([np.full(BACKEND.width, floats[int(p) + int(k)]) for p in places])
 
 
 def no_floats(rows: Rows) -> Value:
@@ -87,13 +96,26 @@ def dot(counter: Value, counts: Value, scales: Value) -> Value:
     return counter + product.reshape(len(product), -1, 4).sum(-1, dtype=np.int32)
 
 
+def repeat(total: Value, rows: Rows) -> Value:
+    """The integers `total` (one row), a row for each of `rows`."""
+    return total.repeat(len(rows), 0)
+
+
+def mix(sums: Value, pixels: Value, weights: Value) -> Value:
+    """The integers plus pixels (bytes 0..255, less 128 each where BACKEND.signed) times weights (bytes -127..127),
+    four neighbours to a lane."""
+    x = pixels.astype(np.int32) if not BACKEND.signed else pixels.view(np.int8).astype(np.int32)
+    product = x * weights.view(np.int8).astype(np.int32)
+    return sums + product.reshape(len(product), -1, 4).sum(-1, dtype=np.int32)
+
+
 def settle(counter: Value) -> Value:
     """The same counter, ready for BACKEND.steps more of `dot`."""
     return counter
 
 
 def as_floats(counter: Value) -> Value:
-    """What settled counters stand at, as floats."""
+    """Integers, or what settled counters stand at, as floats."""
     return counter.astype(np.float32)
 
 
@@ -107,25 +129,30 @@ def prelu(x: Value, slope: Value) -> Value:
     return np.where(x >= 0, x, x * slope)
 
 
+def middle(x: Value, y: Value) -> Value:
+    """The mean of two floats."""
+    return (x + y) * np.float32(0.5)
+
+
 def absolute(x: Value) -> Value:
     """The floats without their signs."""
     return np.abs(x)
 
 
-def load_rows(array: Floats, rows: Rows, first: Index) -> Value:
-    """Floats array[row, first : first + V * lanes] for each row."""
-    return np.stack([array[r, int(first) : int(first) + BACKEND.width] for r in rows])
+def load_rows(array: Floats, places: Rows, first: Index) -> Value:
+    """Floats of a flat array from place + first on, V * lanes of them, a row for each place."""
+    return np.stack([array[int(p) + int(first) : int(p) + int(first) + BACKEND.width] for p in places])
 
 
-def store_rows(value: Value, array: Floats, rows: Rows, first: Index) -> None:
-    """Row after row of `value` -> array[row, first : first + V * lanes], for each of `rows`."""
-    for r, line in zip(rows, value, strict=True):
-        array[r, int(first) : int(first) + BACKEND.width] = line
+def store_rows(value: Value, array: Floats, places: Rows, first: Index) -> None:
+    """Row after row of `value` -> V * lanes floats of a flat array from place + first on."""
+    for p, line in zip(places, value, strict=True):
+        array[int(p) + int(first) : int(p) + int(first) + BACKEND.width] = line
 
 
-def load_word(array: Floats, row: Index, first: Index) -> Value:
-    """One row of the 32 floats array[row, first : first + 32], as many as a word has bits."""
-    return array[row, int(first) : int(first) + 32][None]
+def load_word(array: Floats, at: Index) -> Value:
+    """One row of 32 floats of a flat array, as many as a word has bits."""
+    return array[int(at) : int(at) + 32][None]
 
 
 def sign_bits(x: Value) -> int:

@@ -26,6 +26,10 @@ class Avx512(Backend):
         """As `Backend.dot`. The instruction takes unsigned bytes (the scales) times signed ones (the counts)."""
         return _vpdpbusd(self, builder, "llvm.x86.avx512.vpdpbusd.512", counter, scales, counts)
 
+    def mix(self, builder: ir.IRBuilder, sums: Any, pixels: Any, weights: Any) -> Any:
+        """As `Backend.mix`."""
+        return _vpdpbusd(self, builder, "llvm.x86.avx512.vpdpbusd.512", sums, pixels, weights)
+
 
 class Avx2(Backend):
     """A popcount by table lookup of both nibbles, and `vpmaddubsw` into 16-bit counters.
@@ -78,6 +82,10 @@ class Avx2(Backend):
         """As `Backend.total`."""
         return builder.extract_value(counter, 0)
 
+    def pair_products(self, builder: ir.IRBuilder, x: Any, w: Any) -> Any:
+        """As `Backend.pair_products`."""
+        return builder.call(declare(builder, "llvm.x86.avx2.pmadd.wd", self.sums, x.type, w.type), [x, w])
+
 
 class AvxVnni(Avx2):
     """AVX2 with the dot product of AVX-VNNI."""
@@ -90,6 +98,10 @@ class AvxVnni(Avx2):
     def dot(self, builder: ir.IRBuilder, counter: Any, counts: Any, scales: Any) -> Any:
         """As `Backend.dot`."""
         return _vpdpbusd(self, builder, "llvm.x86.avx512.vpdpbusd.256", counter, scales, counts)
+
+    def mix(self, builder: ir.IRBuilder, sums: Any, pixels: Any, weights: Any) -> Any:
+        """As `Backend.mix`."""
+        return _vpdpbusd(self, builder, "llvm.x86.avx512.vpdpbusd.256", sums, pixels, weights)
 
 
 def _vpdpbusd(own: Backend, builder: ir.IRBuilder, name: str, counter: Any, unsigned: Any, signed: Any) -> Any:

@@ -15,10 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models.bits import pack_signs
-from models.network import POOL_EPSILON, Block, NetworkSpec
+from models.network import POOL_EPSILON, STEM_MAX, Block, NetworkSpec, Pool, Stem
 
 Q_MAX = 127
 """Block scales are integers 1..127 times one float per output channel."""
+
+SPREAD = 64.0
+"""Pixels are trained on as (x - mean) / SPREAD, which keeps them near 1; the stem's scale takes it in."""
 
 
 class _Binarize(torch.autograd.Function):
@@ -56,8 +59,50 @@ def binarize(x: Tensor, beta: int) -> Tensor:
     return _Binarize.apply(x, beta)  # type: ignore[no-any-return, no-untyped-call]
 
 
+class _Round(torch.autograd.Function):
+    """Round to integers; the gradient passes straight through."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.round()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        return grad
+
+
+def pool(x: Tensor, spec: Pool | None) -> Tensor:
+    """`models.network.Pool` of (N, C, H, W)."""
+    if spec is None:
+        return x
+    if spec.kind == "max":
+        return F.max_pool2d(x, spec.size, spec.stride, spec.padding)
+    return F.avg_pool2d(x, spec.size, spec.stride, spec.padding, count_include_pad=False)
+
+
+class StemConvolution(nn.Module):
+    """The convolution of a `Stem`, with weights on 255 levels for each output channel. NCHW."""
+
+    def __init__(self, spec: Stem) -> None:
+        super().__init__()
+        k = spec.kernel
+        self.spec = spec
+        self.weight = nn.Parameter(torch.randn(spec.channels, 3, k, k) * (2 / (3 * k * k)) ** 0.5)
+
+    def levels(self) -> tuple[Tensor, Tensor]:
+        """The weight as integers -127..127 (O, 3, k, k), and what one of them stands for (O,)."""
+        step = self.weight.detach().abs().amax((1, 2, 3)).clamp_min(1e-12) / STEM_MAX
+        integers: Tensor = _Round.apply(self.weight / step[:, None, None, None])  # type: ignore[no-untyped-call]
+        return integers, step
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) -> (N, O, H', W')."""
+        integers, step = self.levels()
+        return F.conv2d(x, integers * step[:, None, None, None], stride=self.spec.stride, padding=self.spec.padding)
+
+
 class BinaryBlock(nn.Module):
-    """One `Block`: shift, binarize, convolve, BatchNorm, shortcut, PReLU. NCHW, any height and width."""
+    """One `Block`: shift, binarize, convolve, BatchNorm, shortcut, PReLU, pool. NCHW, any height and width."""
 
     def __init__(self, spec: Block, c_in: int) -> None:
         super().__init__()
@@ -77,21 +122,20 @@ class BinaryBlock(nn.Module):
         spec = self.spec
         a = binarize(x.permute(0, 2, 3, 1) + self.in_shift, spec.beta_a).permute(0, 3, 1, 2)
         weight = self.binary_weight().permute(0, 3, 1, 2)
-        y = self.norm(F.conv2d(a, weight, stride=spec.stride, padding=spec.kernel // 2))
-        if spec.stride == 2:
-            x = F.avg_pool2d(x, 2)
-        x = x.repeat(1, -(-spec.channels // x.shape[1]), 1, 1)[:, : spec.channels]
-        return self.act(x + y)  # type: ignore[no-any-return]
+        y = self.norm(F.conv2d(a, weight, stride=spec.stride, padding=spec.padding))
+        if spec.shortcut:
+            x = F.avg_pool2d(x, 2) if spec.stride == 2 else x
+            y = y + x.repeat(1, -(-spec.channels // x.shape[1]), 1, 1)[:, : spec.channels]
+        return pool(self.act(y), spec.pool)
 
 
 class Net(nn.Module):
-    """A `NetworkSpec` with latent weights; input float (N, 3, S, S), RGB, normalised; output logits."""
+    """A `NetworkSpec` with latent weights; input float (N, 3, S, S), RGB, (x - mean) / SPREAD; output logits."""
 
     def __init__(self, spec: NetworkSpec, classes: int) -> None:
         super().__init__()
-        k = spec.stem.kernel
         self.spec = spec
-        self.stem = nn.Conv2d(3, spec.stem.channels, k, spec.stem.stride, k // 2, bias=False)
+        self.stem = StemConvolution(spec.stem)
         self.stem_norm = nn.BatchNorm2d(spec.stem.channels)
         self.stem_act = nn.PReLU(spec.stem.channels)
         pairs = zip(spec.blocks, spec.block_inputs(), strict=True)
@@ -101,14 +145,16 @@ class Net(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """The feature vector before it is binarized, (N, F)."""
-        x = self.stem_act(self.stem_norm(self.stem(x)))
+        x = pool(self.stem_act(self.stem_norm(self.stem(x))), self.spec.stem.pool)
         pooled = []
         for i, block in enumerate(self.blocks):
             x = block(x)
             if i in self.spec.taps:
                 mean = x.mean((2, 3))
-                variance = (x - mean[:, :, None, None]).square().mean((2, 3))
-                pooled += [mean, (variance + POOL_EPSILON).sqrt()]
+                pooled.append(mean)
+                if self.spec.deviation:
+                    variance = (x - mean[:, :, None, None]).square().mean((2, 3))
+                    pooled.append((variance + POOL_EPSILON).sqrt())
         return self.feature_norm(torch.cat(pooled, 1))  # type: ignore[no-any-return]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -132,10 +178,14 @@ def _folded(norm: nn.BatchNorm2d | nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def canonical(net: Net) -> dict[str, NDArray[np.generic]]:
     """The canonical tensors but the head's: signs packed, BatchNorm folded, block scales on integers."""
-    floats: dict[str, Tensor] = {"stem.weight": net.stem.weight.permute(0, 2, 3, 1), "stem.slope": net.stem_act.weight}
-    floats["stem.scale"], floats["stem.shift"] = _folded(net.stem_norm)
+    floats: dict[str, Tensor] = {"stem.slope": net.stem_act.weight}
+    integers, step = net.stem.levels()
+    scale, floats["stem.shift"] = _folded(net.stem_norm)
+    floats["stem.scale"] = scale * step / SPREAD
     floats["features.scale"], floats["features.shift"] = _folded(net.feature_norm)
-    packed: dict[str, NDArray[np.generic]] = {}
+    packed: dict[str, NDArray[np.generic]] = {
+        "stem.weight": np.ascontiguousarray(integers.permute(0, 2, 3, 1).numpy().astype(np.int8))
+    }
     for i, block in enumerate(net.blocks):
         assert isinstance(block, BinaryBlock)
         latent = block.weight.flatten(1)

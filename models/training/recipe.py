@@ -53,25 +53,4 @@ def read(path: Path) -> tuple[Recipe, str]:
         raise RecipeError(f"{path}: cannot be read: {error.strerror}") from error
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
         raise RecipeError(f"{path}: {error}") from error
-    if problem := _misfit(recipe.network):
-        raise RecipeError(f"{path}: {problem}")
     return recipe, text
-
-
-def _misfit(network: NetworkSpec) -> str | None:
-    """What the network's layers do not agree on; the bounds of each value alone stand in its type."""
-    if network.stem.kernel % 2 == 0:
-        return f"network.stem.kernel must be odd, not {network.stem.kernel}"
-    size = (network.input_size - 1) // network.stem.stride + 1
-    for i, block in enumerate(network.blocks):
-        if block.kernel % 2 == 0:
-            return f"network.blocks[{i}].kernel must be odd, not {block.kernel}"
-        if block.stride > 2:
-            return f"network.blocks[{i}].stride must be 1 or 2, not {block.stride}"
-        if block.stride == 2 and size % 2:
-            return (
-                f"network.blocks[{i}] has stride 2, which needs an even size, but {size} x {size} pixels reach it; "
-                "change network.input_size or the strides before it"
-            )
-        size //= block.stride
-    return None

@@ -24,7 +24,7 @@ from models.errors import ArtifactError, RecipeError
 from models.model import Model
 from models.network import HEAD_STEP
 from models.training.datasets import Dataset, load
-from models.training.layers import Net, canonical
+from models.training.layers import SPREAD, Net, canonical
 from models.training.recipe import Augment, Recipe, read
 
 
@@ -91,7 +91,7 @@ def train(recipe: Recipe, data: Dataset, progress: Progress) -> tuple[Model, dic
     Engine(finished(net, data.class_names))  # what flies must take this network: better to know it now than at the end
     images = torch.from_numpy(np.ascontiguousarray(data.images[~data.test][..., ::-1])).permute(0, 3, 1, 2)
     labels = torch.from_numpy(data.labels[~data.test])
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (spec.mean, spec.std))
+    mean = torch.tensor(spec.mean).view(1, 3, 1, 1)
     steps = len(images) // recipe.batch
     if not steps:
         raise RecipeError(f"batch = {recipe.batch} is more than the {len(images)} training images of {data.name}")
@@ -109,12 +109,12 @@ def train(recipe: Recipe, data: Dataset, progress: Progress) -> tuple[Model, dic
             order, total = torch.randperm(len(images), generator=random), 0.0
             for step in range(steps):
                 picked = order[step * recipe.batch : (step + 1) * recipe.batch]
-                x = (views(images[picked], spec.input_size, recipe.augment, random) - mean) / std
+                x = (views(images[picked], spec.input_size, recipe.augment, random) - mean) / SPREAD
                 loss = F.cross_entropy(net(x), labels[picked], label_smoothing=recipe.label_smoothing)
                 if not math.isfinite(loss.item()):
                     raise RecipeError(
                         f"epoch {epoch} of {recipe.epochs}: the loss is {loss.item()}; "
-                        f"lower learning_rate ({recipe.learning_rate}), or check network.std"
+                        f"lower learning_rate ({recipe.learning_rate})"
                     )
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]

@@ -24,8 +24,7 @@ def specs(draw):
     return NetworkSpec(
         name="drawn",
         input_size=8,
-        mean=(0.0, 0.0, 0.0),
-        std=(1.0, 1.0, 1.0),
+        mean=(0, 0, 0),
         stem=Stem(channels=draw(st.integers(1, 9)), kernel=1),
         blocks=chain,
         taps=(len(chain) - 1,),

@@ -1,5 +1,7 @@
 """Blocks on packed bits against their slow twin: exact where the arithmetic is integer, to 1e-4 where it is float."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 
 from models import kernels
 from models.network import Block
-from models.plan import BlockPlan, binary_weights, padded
+from models.plan import Builder, cut_weights, padded
 from tests import reference
 
 BETAS_W = [0, 1, 3, 8, 12, 16, 24, 32, 48]
@@ -25,26 +27,43 @@ def cases(draw):
         beta_w=draw(st.sampled_from(BETAS_W)),
         beta_a=draw(st.sampled_from(BETAS_A)),
     )
-    return block, draw(st.integers(1, 70)), stride * draw(st.integers(1, 3)), draw(st.integers(1, 2))
+    return block, draw(st.integers(1, 140)), stride * draw(st.integers(1, 3)), draw(st.integers(1, 2))
 
 
-def run(block, x, tensors):
-    """x (N, S, S, C) through a `BlockPlan` whose buffers have room for one image more."""
+pool = ThreadPoolExecutor(3)
+
+
+def run(block, x, tensors, team=1):
+    """x (N, S, S, C) through a plan of one block, by a team, in buffers with room for one image more.
+
+    They begin at an odd float, so that no vector is aligned.
+    """
     n, size, _, c_in = x.shape
-    plan = BlockPlan(block, c_in, size, tensors)
-    buffers = plan.buffers(n + 1)
-    wide = np.full((n * size * size, padded(c_in)), 7.0, np.float32)  # what the padding holds does not matter
-    plan.pack(wide, buffers)  # nor what was there before
-    plan.run(wide, buffers)
+    builder = Builder()
+    builder.block(block, c_in, size, tensors)
+    layout = builder.layout(n + 1)
+    plan, buffers, layer = layout.plan, layout.buffers(), layout.plan.layers[0]
+    buffers = buffers._replace(maps=np.zeros(layout.maps + 1, np.float32)[1:])
+    begin, rows = int(layer["source"]), n * size * size
+    wide = buffers.maps[begin : begin + rows * padded(c_in)].reshape(rows, -1)
+    wide[:] = 7.0  # what the padding holds does not matter
+    shared = np.zeros(kernels.SHARED, np.int64)
+    kernels.pack_source(plan, buffers, 0, n)  # nor what was there before
+    kernels.run_layer(plan, buffers, 0, n, shared, 0, 1)
     wide[:, :c_in] = x.reshape(-1, c_in)
-    plan.pack(wide, buffers)
-    out = plan.run(wide, buffers)[:, : block.channels]
-    return out.reshape(n, plan.out_size, plan.out_size, block.channels)
+    kernels.pack_source(plan, buffers, 0, n)
+    others = [pool.submit(kernels.run_layer, plan, buffers, 0, n, shared, m, team) for m in range(1, team)]
+    kernels.run_layer(plan, buffers, 0, n, shared, 0, team)
+    for other in others:
+        other.result(60)
+    side, begin = int(layer["result_side"]), int(layer["result"])
+    out = buffers.maps[begin : begin + n * side * side * padded(block.channels)]
+    return out.reshape(n, side, side, -1)[..., : block.channels].copy()
 
 
 @settings(max_examples=40, deadline=None)
-@given(cases(), st.integers(0, 2**32 - 1))
-def test_integers_are_exact(case, seed):
+@given(cases(), st.integers(1, 4), st.integers(0, 2**32 - 1))
+def test_integers_are_exact(case, team, seed):
     """Inputs of +1 and -1 with all scales 1: what is left are integers and quarters, which float32 holds exactly."""
     block, c_in, size, n = case
     rng = np.random.default_rng(seed)
@@ -56,7 +75,7 @@ def test_integers_are_exact(case, seed):
     want = reference.convolve(x, weight, block.kernel, block.stride)
     short = x if block.stride == 1 else x.reshape(n, size // 2, 2, size // 2, 2, c_in).mean(axis=(2, 4))
     want = want + short[..., [o % c_in for o in range(block.channels)]]
-    assert np.array_equal(run(block, x.astype(np.float32), tensors), want)
+    assert np.array_equal(run(block, x.astype(np.float32), tensors, team), want)
 
 
 @settings(max_examples=40, deadline=None)
@@ -68,7 +87,7 @@ def test_blocks_equal_their_slow_twin(case, seed):
     x = rng.normal(size=(n, size, size, c_in)).astype(np.float32)
     tensors = reference.random_block(rng, block, c_in)
     x = np.where(rng.random(x.shape) < 0.2, -tensors["in_shift"], x)  # binarizes a zero, whose sign is +1
-    want = reference.block(x, tensors, block.channels, block.kernel, block.stride, block.beta_w, block.beta_a)
+    want = reference.block(x, tensors, block)
     np.testing.assert_allclose(run(block, x, tensors), want, rtol=1e-4, atol=1e-4 * np.abs(want).max())
 
 
@@ -88,9 +107,7 @@ def test_counters_do_not_overflow(beta_w, sign):
 
 def test_scales_beyond_seven_bits_are_refused():
     with pytest.raises(ValueError, match="up to 127, not 128"):
-        binary_weights(
-            np.zeros((1, 2), np.uint8), np.full((1, 1), 128, np.uint8), np.zeros(16, np.float32), 1, 16, 0, 4
-        )
+        cut_weights(np.zeros((1, 2), np.uint8), np.full((1, 1), 128, np.uint8), 16, 1, 16, 0, 4)
 
 
 def test_activation_scales_follow_their_groups():

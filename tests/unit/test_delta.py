@@ -18,8 +18,7 @@ GOLDEN = Path(__file__).parent / "golden"
 SPEC = NetworkSpec(
     name="tiny",
     input_size=8,
-    mean=(0.0, 0.0, 0.0),
-    std=(1.0, 1.0, 1.0),
+    mean=(0, 0, 0),
     stem=Stem(channels=4),
     blocks=(Block(channels=16, kernel=3, beta_w=4), Block(channels=8, kernel=1, beta_w=0)),
     taps=(0, 1),
@@ -30,6 +29,8 @@ SPEC = NetworkSpec(
 def random_tensor(rng, spec, name, dtype, shape):
     if dtype == "float32":
         return rng.normal(size=shape).astype(np.float32)
+    if dtype == "int8":
+        return rng.integers(-127, 128, shape).astype(np.int8)
     if dtype == "int16":
         return rng.integers(-300, 300, shape).astype(np.int16)
     if name.endswith(".q"):

@@ -4,14 +4,14 @@ import threading
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 
+import msgspec
 import numpy as np
 import pytest
 
 from benchmarks import float_graph
-from models.engine import PIECE_IMAGES, Engine, Features
-from models.errors import ArtifactError
+from models.engine import Engine, Features
 from models.model import Model
-from models.network import Block, NetworkSpec, Stem
+from models.network import Block, NetworkSpec, Pool, Stem
 from models.network import forward as formula
 from tests import reference
 
@@ -22,8 +22,7 @@ def network(*blocks, taps, size=16, **stem):
     return NetworkSpec(
         name="random",
         input_size=size,
-        mean=(100.0, 110.0, 120.0),
-        std=(50.0, 55.0, 60.0),
+        mean=(100, 110, 120),
         stem=Stem(**({"channels": 20} | stem)),
         blocks=blocks,
         taps=taps,
@@ -45,6 +44,22 @@ ODD = network(
 )
 
 
+POOLED = network(
+    Block(channels=24, shortcut=False, pool=Pool(size=3, stride=2, padding=1)),
+    Block(channels=40, kernel=1, shortcut=False, pool=Pool(kind="mean", size=3, stride=1)),
+    Block(channels=64, beta_a=32),
+    Block(channels=70, kernel=2, valid=True, shortcut=False, beta_w=32),
+    taps=(2, 3),
+    size=28,
+    channels=10,
+    pool=Pool(),
+)
+DENSE = msgspec.structs.replace(POOLED, deviation=False, beta_f=1)
+ALL = pytest.mark.parametrize("spec", [EVEN, ODD, POOLED, DENSE], ids=["even", "odd", "pooled", "dense"])
+PIECE = 8
+"""Images that go through these networks together: all are small."""
+
+
 def random_model(spec, seed=0):
     return Model(spec, reference.random_tensors(np.random.default_rng(seed), spec, len(CLASSES)), CLASSES)
 
@@ -57,7 +72,7 @@ def close(value, want):
     np.testing.assert_allclose(value, want, rtol=1e-4, atol=1e-4 * np.abs(want).max())
 
 
-@pytest.mark.parametrize("spec", [EVEN, ODD], ids=["even", "odd"])
+@ALL
 def test_features_and_logits_equal_the_slow_twin(spec):
     model, tiles = random_model(spec), random_tiles(spec, 3)
     engine = Engine(model)
@@ -70,12 +85,13 @@ def test_features_and_logits_equal_the_slow_twin(spec):
     close(engine.logits(features), reference.logits(model, z))
 
 
-def test_the_formula_in_numpy_agrees():
-    model, tiles = random_model(EVEN), random_tiles(EVEN, 2)
-    close(formula(EVEN, model.tensors, tiles), reference.forward(model, tiles))
+@ALL
+def test_the_formula_in_numpy_agrees(spec):
+    model, tiles = random_model(spec), random_tiles(spec, 2)
+    close(formula(spec, model.tensors, tiles), reference.forward(model, tiles))
 
 
-@pytest.mark.parametrize("spec", [EVEN, ODD, network(Block(channels=33), taps=(0,))], ids=["even", "odd", "one block"])
+@ALL
 def test_features_equal_onnx_runtime(spec):
     pytest.importorskip("onnx")
     model, tiles = random_model(spec), random_tiles(spec, 4)
@@ -90,7 +106,7 @@ def test_features_equal_onnx_runtime(spec):
 
 
 def test_a_batch_of_any_size_gives_each_tile_what_it_gets_alone():
-    model, tiles = random_model(EVEN), random_tiles(EVEN, 3 * PIECE_IMAGES + 1)
+    model, tiles = random_model(EVEN), random_tiles(EVEN, 3 * PIECE + 1)
     engine = Engine(model)
     whole = engine.features(tiles)
     assert len(whole) == len(tiles)
@@ -109,7 +125,7 @@ def test_no_tiles_give_no_features():
 
 
 def test_two_threads_and_callers_at_once_change_nothing():
-    model, tiles = random_model(EVEN), random_tiles(EVEN, 4 * PIECE_IMAGES)
+    model, tiles = random_model(EVEN), random_tiles(EVEN, 4 * PIECE)
     want = Engine(model).features(tiles)
     engine = Engine(model, threads=2)
     start = threading.Barrier(3, timeout=30)
@@ -126,20 +142,33 @@ def test_two_threads_and_callers_at_once_change_nothing():
 
 def test_a_compiled_network_allocates_nothing_per_frame():
     """Only views of buffers come and go. What compiled code allocates is traced as well."""
-    model, tiles = random_model(ODD), random_tiles(ODD, PIECE_IMAGES)
+    model, tiles = random_model(ODD), random_tiles(ODD, PIECE)
     engine = Engine(model)
     engine.warm_up()
-    out = np.zeros((PIECE_IMAGES, ODD.feature_count), np.float32)
+    out = np.zeros((PIECE, ODD.feature_count), np.float32)
     tracemalloc.start()
     try:
-        engine._piece(tiles, out, 0)
+        engine._run(tiles, out)
         before = tracemalloc.get_traced_memory()[0]
         tracemalloc.reset_peak()
-        engine._piece(tiles, out, 0)
+        engine._run(tiles, out)
         peak = tracemalloc.get_traced_memory()[1]
         assert peak - before < 8000, "views are less, the smallest buffer is more"
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("threads", [2, 3, 5])
+@pytest.mark.parametrize("count", [1, 3, 60])
+def test_a_team_of_any_size_computes_what_one_thread_does(threads, count, monkeypatch):
+    """Few tiles are shared by all threads, layer by layer, as large ones are; many are dealt out."""
+    monkeypatch.setattr("models.engine.TEAM_PRODUCTS", 0)
+    model, tiles = random_model(POOLED), random_tiles(POOLED, count)
+    want, engine = Engine(model).features(tiles), Engine(model, threads)
+    for _ in range(3):
+        got = engine.features(tiles)
+        assert np.array_equal(got.bits, want.bits)
+        assert np.array_equal(got.scales, want.scales)
 
 
 def test_tiles_may_be_read_only_views_and_stay_as_they_are():
@@ -160,17 +189,21 @@ def test_other_tiles_are_refused(bad):
 
 
 @pytest.mark.parametrize(
-    ("spec", "message"),
+    ("block", "more", "message"),
     [
-        (network(Block(channels=8, stride=2), taps=(0,), size=10), "stride 2 at 5 x 5"),
-        (network(Block(channels=8, kernel=2), taps=(0,)), "kernel 2"),
-        (network(Block(channels=8, stride=3), taps=(0,)), "stride 3"),
-        (network(Block(channels=8), taps=(0,), kernel=4), "stem of kernel 4"),
+        (Block(channels=8, stride=2), {"size": 10}, "shortcut around stride 2 at 5 x 5"),
+        (Block(channels=8, kernel=2), {}, "kernel of 2 with padding"),
+        (Block(channels=8, stride=3), {}, "shortcut around stride 3"),
+        (Block(channels=8, valid=True), {}, "shortcut and no padding"),
+        (Block(channels=8, kernel=9, valid=True, shortcut=False), {}, "nothing is left"),
+        (Block(channels=8, pool=Pool(size=2, padding=2)), {}, "padding is at most half"),
+        (Block(channels=8, pool=Pool(size=9)), {}, "nothing is left"),
+        (Block(channels=8), {"kernel": 4}, "stem: a kernel of 4"),
     ],
 )
-def test_networks_that_do_not_fit_are_refused(spec, message):
-    with pytest.raises(ArtifactError, match=message):
-        Engine(random_model(spec))
+def test_networks_that_do_not_fit_are_refused(block, more, message):
+    with pytest.raises(ValueError, match=message):
+        network(block, taps=(0,), **more)
 
 
 def test_an_engine_needs_a_thread():

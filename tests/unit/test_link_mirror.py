@@ -12,7 +12,7 @@ from models.model import Model, head_shapes
 from models.network import Block, NetworkSpec, Stem
 
 SPEC = NetworkSpec(
-    name="tiny", input_size=8, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), stem=Stem(channels=2),
+    name="tiny", input_size=8, mean=(0, 0, 0), stem=Stem(channels=2),
     blocks=(Block(channels=4, kernel=1, beta_w=0),), taps=(0,),
 )  # fmt: skip
 

@@ -25,8 +25,7 @@ def test_forward_equals_the_slow_twin():
     spec = NetworkSpec(
         name="odd",
         input_size=12,
-        mean=(100.0, 110.0, 120.0),
-        std=(40.0, 50.0, 60.0),
+        mean=(100, 110, 120),
         stem=Stem(channels=6, kernel=5, stride=1),
         blocks=(
             Block(channels=10, kernel=5, stride=2, beta_w=7, beta_a=4),
@@ -277,7 +276,7 @@ def rewrite(path, metadata=None, tensors=None):
 @pytest.mark.parametrize(
     ("metadata", "word"),
     [
-        ({"format": "hadanet-2"}, "format 'hadanet-2'"),
+        ({"format": "hadanet-9"}, "format 'hadanet-9'"),
         ({"format": None}, "format None"),
         ({"hash": "0" * 64}, "does not match the hash inside"),
         ({"hash": None}, "does not match the hash inside"),
@@ -357,7 +356,7 @@ def test_files_that_are_something_else(tmp_path, content):
 def test_foreign_safetensors(tmp_path):
     path = tmp_path / "x.safetensors"
     path.write_bytes(to_safetensors({"a": np.zeros(3)}))
-    with pytest.raises(ArtifactError, match=r"format None, this program reads 'hadanet-1'"):
+    with pytest.raises(ArtifactError, match=r"format None, this program reads 'hadanet-2'"):
         artifact.load(path)
 
 
@@ -416,7 +415,8 @@ def test_info_says_what_is_in_an_artifact(saved, capsys):
     assert facts["bytes"] == saved.stat().st_size
     assert facts["binary weights"] == 16 * 9 * 8 + 16 * 9 * 16
     assert facts["block scales"] == 16 * 9 + 16
-    floats = 8 * 27 + 3 * 8 + (8 + 4 * 16) + (16 + 4 * 16) + 2 * 64
+    assert facts["stem weights"] == 8 * 27
+    floats = 3 * 8 + (8 + 4 * 16) + (16 + 4 * 16) + 2 * 64
     assert facts["float parameters"] == floats
     assert cli.main(["info", str(saved)]) == 0
     text = capsys.readouterr().out

@@ -46,54 +46,80 @@ def child(*arguments, **environment):
 @kernel()
 def count_all(words, steps, base, out):
     for k in range(MOST):
-        n = simd.start(simd.load_ints(base, 1, 0), ROWS)
+        n = simd.start(simd.load_ints(base, WIDTH), ROWS)
         for _ in range(k):
-            agree = simd.broadcast_words(words, ROWS, 1) ^ simd.load_bytes(steps, 0, 0)
-            n = simd.dot(n, simd.popcount(agree), simd.load_bytes(steps, 0, 1))
-        simd.store_rows(simd.as_floats(simd.settle(n)), out, (0, 1, 2), k * WIDTH)
+            agree = simd.broadcast_words(words, ROWS, 1) ^ simd.load_bytes(steps, 0)
+            n = simd.dot(n, simd.popcount(agree), simd.load_bytes(steps, 4 * WIDTH))
+        simd.store_rows(simd.as_floats(simd.settle(n)), out, simd.scale((0, 1, 2), MOST * WIDTH), k * WIDTH)
 
 
 def test_counting_up_to_the_last_step_is_exact():
     """All bits differ and all scales are the largest ones somewhere: counters of 16 bits come to their end."""
     rng = np.random.default_rng(0)
     width, most = WIDTH, MOST
-    words = rng.integers(0, 2**32, (4, 2), np.uint32)
-    words[:, 1] = 2**32 - 1
-    steps = rng.integers(0, 255, (1, 2, 4 * width), np.uint8)
-    steps[0, 0, :8], steps[0, 1, :8] = 0, 254
-    base = rng.integers(-(2**20), 2**20, (2, 1, width), np.int32)
-    fast, slow = np.zeros((2, 3, most * width), np.float32)
+    words = np.full(5, 2**32 - 1, np.uint32)
+    steps = rng.integers(0, 255, 8 * width, np.uint8)
+    steps[:8], steps[4 * width : 4 * width + 8] = 0, 254
+    base = rng.integers(-(2**20), 2**20, 2 * width, np.int32)
+    fast, slow = np.zeros((2, 3 * most * width), np.float32)
     count_all(words, steps, base, fast)
     getattr(count_all, "py_func", count_all)(words, steps, base, slow)
     assert np.array_equal(fast, slow)
-    assert fast[0, (most - 1) * width] == base[1, 0, 0] + 4 * 8 * 254 * (most - 1)
+    assert fast[(most - 1) * width] == base[width] + 4 * 8 * 254 * (most - 1)
 
 
 @kernel()
 def float_all(floats, tiles, numbers, out, sums, bits):
-    places = simd.scale(simd.shift(simd.take(numbers, 1, ROWS), 1), 2)
-    y = simd.multiply_add(simd.broadcast_floats(floats, ROWS, 1), simd.load_floats(tiles, 1, 0), simd.no_floats(ROWS))
-    y = simd.prelu(y + simd.load_rows(floats, ROWS, 0), simd.load_floats(tiles, 0, 0))
-    simd.store_rows(y, out, ROWS, 0)
+    places = simd.scale(simd.shift(simd.from_(1, ROWS, 3), 1), 2)
+    taken = simd.take(numbers, 1, ROWS)
+    y = simd.multiply_add(simd.broadcast_floats(floats, taken, 1), simd.load_floats(tiles, WIDTH), simd.no_floats(ROWS))
+    y = simd.middle(y, simd.load_rows(floats, places, 2))
+    y = simd.prelu(y + simd.load_rows(floats, taken, 0), simd.load_floats(tiles, 0))
+    simd.store_rows(y, out, simd.scale(ROWS, WIDTH), 0)
     for i in range(3):
-        x = simd.load_word(floats, i, 1) + simd.load_word(floats, places[i] % np.uint64(4), 0)
+        x = simd.load_word(floats, i) + simd.load_word(floats, places[i])
         sums[i] = simd.add_up(simd.absolute(x))
         bits[i] = simd.sign_bits(x)
 
 
 def test_floats_mean_what_they_say():
     rng = np.random.default_rng(1)
-    wide = BACKEND.width + WORD_BITS + 1
-    floats, tiles = rng.normal(size=(4, wide)).astype(np.float32), rng.normal(size=(2, 1, BACKEND.width))
-    floats[0, 3], floats[1, 3] = 0.0, -0.0
-    floats[0, 4] = np.nan
-    tiles = tiles.astype(np.float32)
-    got, want = ([np.zeros((4, wide), np.float32), np.zeros(3, np.float32), np.zeros(3, np.uint32)] for _ in range(2))
-    numbers = np.arange(4, dtype=np.uint64)
+    floats, tiles = rng.normal(size=400).astype(np.float32), rng.normal(size=2 * WIDTH).astype(np.float32)
+    floats[3], floats[7], floats[4] = 0.0, -0.0, np.nan
+    got, want = ([np.zeros(4 * WIDTH, np.float32), np.zeros(3, np.float32), np.zeros(3, np.uint32)] for _ in range(2))
+    numbers = np.array([9, 5, 80, 33, 2], np.uint64)
     float_all(floats, tiles, numbers, *got)
     getattr(float_all, "py_func", float_all)(floats, tiles, numbers, *want)
     for fast, slow in zip(got, want, strict=True):
         np.testing.assert_array_equal(fast, slow)
+
+
+@kernel()
+def mix_all(pixels, weights, base, places, out):
+    n = simd.repeat(simd.load_ints(base, 0), places)
+    for k in range(len(weights) // (4 * WIDTH)):
+        n = simd.mix(n, simd.broadcast_pixels(pixels, places, 4 * k + 1), simd.load_bytes(weights, 4 * WIDTH * k))
+    simd.store_rows(simd.as_floats(n), out, simd.scale((0, 1, 2), WIDTH), 0)
+
+
+def test_pixels_times_weights_are_exact_where_they_are_largest():
+    rng, steps = np.random.default_rng(2), 9
+    pixels = rng.integers(0, 256, 100, np.uint8)
+    pixels[20 : 20 + 4 * steps + 1] = 255
+    weights = rng.integers(-127, 128, (steps, WIDTH, 4), np.int8)
+    weights[:, 0], weights[:, 1] = 127, -127
+    base, places = rng.integers(-(2**20), 2**20, WIDTH, np.int32), (20, 3, 50)
+    stored = pixels ^ np.uint8(0x80 if BACKEND.signed else 0)
+    fast, slow = np.zeros((2, 3 * WIDTH), np.float32)
+    mix_all(stored, weights.view(np.uint8).reshape(-1), base, places, fast)
+    getattr(mix_all, "py_func", mix_all)(stored, weights.view(np.uint8).reshape(-1), base, places, slow)
+    assert np.array_equal(fast, slow)
+    less = 128 if BACKEND.signed else 0
+    by_hand = [
+        base + np.einsum("kwb,kb->w", weights.astype(int), pixels[p + 1 : p + 1 + 4 * steps].reshape(-1, 4) - less)
+        for p in np.array(places)
+    ]
+    assert np.array_equal(fast.reshape(3, WIDTH), by_hand)
 
 
 def test_the_best_backend_that_the_processor_has_is_taken():
@@ -136,7 +162,7 @@ def loops(text):
 
 @pytest.mark.parametrize("backend", [b for b in RUNNABLE if b.name in HOT], ids=lambda b: b.name)
 def test_the_hot_loop_has_the_expected_instructions_and_spills_nothing(backend, tmp_path):
-    """The innermost loop over the steps of a run: one product for each counter, none of them in memory."""
+    """The innermost loops over the words of a run, one or two: one product for each counter, none of them in memory."""
     text = child(
         *("-m", "tests.simd_child", "assembly"),
         HADANET_SIMD=backend.name,
@@ -149,11 +175,16 @@ def test_the_hot_loop_has_the_expected_instructions_and_spills_nothing(backend, 
     def uses(body, instruction):
         return sum(line.startswith(instruction) for line in body)
 
-    hot = [body for body in loops(text) if uses(body, dot) == counters and not uses(body, "vcvtdq2ps")]
-    assert hot, f"no loop has {counters} of {dot}"
+    hot = [
+        body
+        for body in loops(text)
+        if uses(body, dot) == counters and uses(body, popcount) and not uses(body, "vcvtdq2ps")
+    ]
+    per_counter = {uses(body, popcount) // (counters * PER_VECTOR.get(popcount, 1)) for body in hot}
+    assert 2 in per_counter, f"no loop over pairs of words has {counters} of {dot}"
     for body in hot:
-        assert uses(body, popcount) == counters * PER_VECTOR.get(popcount, 1)
+        assert uses(body, popcount) % (counters * PER_VECTOR.get(popcount, 1)) == 0
         assert [line for line in body if re.search(r"%[xyz]mm\d+, -?\d*\(%rsp", line)] == []
         if backend.name == "avx512":
-            assert uses(body, "vpxor") == counters
+            assert uses(body, "vpxor") == uses(body, popcount)
             assert [line for line in body if re.search(r"\(%rsp.*%[xyz]mm", line)] == []

@@ -19,7 +19,7 @@ from models.errors import ArtifactError, RecipeError  # noqa: E402
 from models.model import head_shapes  # noqa: E402
 from models.network import HEAD_STEP, Block, NetworkSpec, Stem, block_weight, forward  # noqa: E402
 from models.training import datasets, trainer  # noqa: E402
-from models.training.layers import BinaryBlock, Net, binarize, canonical  # noqa: E402
+from models.training.layers import SPREAD, BinaryBlock, Net, binarize, canonical  # noqa: E402
 from models.training.recipe import Augment, read  # noqa: E402
 from tests.training_data import arrays, recipe_text, write  # noqa: E402
 
@@ -151,8 +151,7 @@ SPECS = [
     NetworkSpec(
         name="mixed",
         input_size=16,
-        mean=(100.0, 110.0, 120.0),
-        std=(50.0, 55.0, 60.0),
+        mean=(100, 110, 120),
         stem=Stem(channels=12),
         blocks=(
             Block(channels=20, beta_w=16, beta_a=0),
@@ -165,8 +164,7 @@ SPECS = [
     NetworkSpec(
         name="wide",
         input_size=15,
-        mean=(0.0, 0.0, 0.0),
-        std=(255.0, 255.0, 255.0),
+        mean=(0, 0, 0),
         stem=Stem(channels=8, kernel=5, stride=1),
         blocks=(Block(channels=40, kernel=5, beta_w=32, beta_a=64), Block(channels=16, beta_w=1000, beta_a=1)),
         taps=(1,),
@@ -206,9 +204,9 @@ def test_the_canonical_tensors_compute_what_the_network_computes(spec):
     model = on_the_grids(net)
     tiles = np.random.default_rng(2).integers(0, 256, (5, spec.input_size, spec.input_size, 3), dtype=np.uint8)
     rgb = torch.from_numpy(tiles[..., ::-1].astype(np.float32)).permute(0, 3, 1, 2)
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (spec.mean, spec.std))
+    x = (rgb - torch.tensor(spec.mean).view(1, 3, 1, 1)) / SPREAD
     with torch.no_grad():
-        features, logits = net.features((rgb - mean) / std).numpy(), net((rgb - mean) / std).numpy()
+        features, logits = net.features(x).numpy(), net(x).numpy()
     expected = forward(spec, model.tensors, tiles)
     assert np.abs(expected).std() > 0.1
     np.testing.assert_allclose(features, expected, rtol=1e-3, atol=1e-4)
