@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from onboard.replay import Options
 
 DEFAULT_CONFIG = Path("/etc/hadanet/onboard.toml")
+LABEL_RATE = 0.03
+"""Share of tiles that a replay asks about."""
+GOES_BEFORE_A_RECORDING = ("seed", "classes", "label_rate", "no_learning", "config")
+"""Options of a replay that a recorded flight has settings for."""
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -61,21 +65,22 @@ def _replay(args: argparse.Namespace) -> int:
         raise ConfigError(f"--classes {args.classes}: give at least two names, all different, with commas between them")
     config = replace(
         config,
-        seed=args.seed,
+        seed=args.seed or 0,
         model=replace(config.model, classes=classes),
-        ask=replace(config.ask, share=args.label_rate),
+        ask=replace(config.ask, share=LABEL_RATE if args.label_rate is None else args.label_rate),
         link=replace(config.link, keys=args.keys),
-        record=replace(config.record, folder=args.record),
+        record=replace(config.record, folder=args.record, images=args.record_images),
         learn=replace(config.learn, enabled=not args.no_learning),
     )
     letters = {}
     if args.truth:
-        letters = replay.letters(args.letters) if args.letters else replay.default_letters(classes)
+        letters = replay.letters(args.letters) if args.letters else {}
     options = replay.Options(
         source=args.source[0],
         classes=classes if args.classes else (),
         truth=args.truth,
         letters=letters,
+        given=frozenset(n for n in GOES_BEFORE_A_RECORDING if getattr(args, n) not in (None, "", False)),
         label_delay=args.label_delay,
         speed=args.speed,
         state=args.state,
@@ -208,9 +213,9 @@ def parser() -> argparse.ArgumentParser:
     replay.add_argument("--truth", type=Path, help="CSV frame,row,labels; a simulated operator answers from it")
     replay.add_argument("--classes", default="", help="names of the classes, with commas")
     replay.add_argument("--letters", default="", help="the truth file's letters, as O=object,R=road (initials)")
-    replay.add_argument("--label-rate", type=_share, default=0.03, help="share of tiles asked about (%(default)s)")
+    replay.add_argument("--label-rate", type=_share, help=f"share of tiles asked about ({LABEL_RATE})")
     replay.add_argument("--label-delay", type=_count, default=5, help="frames until an answer comes (%(default)s)")
-    replay.add_argument("--seed", type=_count, default=0)
+    replay.add_argument("--seed", type=_count, help="of what is asked (0)")
     replay.add_argument("--speed", type=_at_least_0, default=0.0, help="1 is real time, 0 as fast as possible (0)")
     replay.add_argument("--from", type=_at_least_0, default=0.0, dest="start_s", metavar="S", help="seconds in (0)")
     replay.add_argument("--to", type=_at_least_0, dest="end_s", metavar="S", help="up to so many seconds in (its end)")
@@ -222,6 +227,12 @@ def parser() -> argparse.ArgumentParser:
     replay.add_argument("--keys", default="", help="the drone's key file: fly with the ground station it names")
     replay.add_argument("--page", default="", help="that station's page, for the operator's answers")
     replay.add_argument("--record", default="", metavar="FOLDER", help="record MCAP here")
+    replay.add_argument(
+        "--record-images",
+        choices=("exact", "jpeg"),
+        default="exact",
+        help="pixels without loss, or small (%(default)s)",
+    )
     replay.add_argument("--no-learning", action="store_true", help="fly the model as it is")
     replay.set_defaults(run=_replay)
 

@@ -39,6 +39,10 @@ STATUS_FILE = "status.json"
 CONTROL_FILE = "control"
 """Holds the last freeze, resume or anchor: a restart must not undo what an operator commanded."""
 LEARNER_SILENCE_S = 5.0
+HELD_MODELS = 64
+"""Learned models that wait to fly, at most; in the air the learner is seconds behind, not more."""
+ORDER_S = 10.0
+"""How long a replay waits for a model that it orders."""
 
 
 class Post(Protocol):
@@ -60,7 +64,8 @@ class Desk:
     """See the module. `model` is the newest model; the flight reads it between frames.
 
     `told` gives the words that others add to status.json, by key: how the link is, how the camera. `record` is called
-    with every reliable message that crosses, from the thread that it crosses in.
+    with every reliable message that crosses, from the thread that it crosses in. `held`: None where what was learned
+    flies at once; in the replay of a recording the models that were learned, by hash, until `put_in_force`.
     """
 
     def __init__(self, state: Path, base: Model, cols: int, post: Post) -> None:
@@ -72,6 +77,7 @@ class Desk:
         self.mirror_hash = ""
         self.told: dict[str, Callable[[], str]] = {}
         self.record: Callable[[Message], None] = lambda message: None
+        self.held: dict[str, Model] | None = None
         self._base = base
         self._cols = cols
         self._post = post
@@ -88,6 +94,7 @@ class Desk:
         self._history: deque[Seen] = deque(maxlen=KEPT_FRAMES)
         self._questions: deque[tuple[Query, bytes, bytes]] = deque()
         self._controls: deque[Control] = deque()
+        self._ordered: deque[tuple[Model, int, int, str]] = deque()
         self._position, self.answers = self.log.last()
         self._taken = self._done = -1
         self._waiting: tuple[bytes, Ready] | None = None
@@ -146,6 +153,13 @@ class Desk:
         with self._changed:
             return self._changed.wait_for(lambda: self.mirror_hash == self.model.hash, timeout_s)
 
+    def put_in_force(self, model: Model, frame: int, labels: int, reason: str) -> bool:
+        """Fly this model from now on, and wait until it does; the rest is what a Delta says. For replays only."""
+        self._ordered.append((model, frame, labels, reason))
+        self._waker.wake()
+        with self._changed:
+            return self._changed.wait_for(lambda: self.model.hash == model.hash or self._failure is not None, ORDER_S)
+
     @property
     def learner(self) -> str:
         """The learner's state in a word: learning, frozen, or away."""
@@ -158,7 +172,7 @@ class Desk:
     def receive(self, message: Message) -> None:
         """Take a message from the ground; what is reliable is on disk, or done, when this returns."""
         if isinstance(message, Reliable):
-            self.record(message)
+            self.record(message)  # first: a frame that has the label then stands behind it in the recording
         if isinstance(message, Label | Undo):
             new = self.log.answered(message)
             position, _ = (
@@ -212,6 +226,10 @@ class Desk:
         self._post_questions()
         while self._controls:
             self._control(self._controls.popleft())
+        while self._ordered:
+            self._fly(*self._ordered.popleft())
+            with self._changed:
+                self._changed.notify_all()
         if spoke:
             name, data = learner.recv_multipart()
             self._take(name, msgspec.msgpack.decode(data, type=Ready))
@@ -243,7 +261,11 @@ class Desk:
             return
         try:
             if told.head is not None and not self.frozen:
-                self._fly(self._with_head(told.head), told.frame, told.head.labels, "learned")
+                model = self._with_head(told.head)
+                if self.held is None:
+                    self._fly(model, told.frame, told.head.labels, "learned")
+                else:
+                    self._hold(self.held, model)
             elif told.rollbacks > self.rollbacks:
                 _log.info("a candidate was refused: %s", told.why)
         finally:
@@ -251,6 +273,11 @@ class Desk:
                 self.updates, self.rollbacks = told.updates, told.rollbacks
                 self._done = frame
                 self._changed.notify_all()
+
+    def _hold(self, held: dict[str, Model], model: Model) -> None:
+        held[model.hash] = model
+        while len(held) > HELD_MODELS:
+            del held[next(iter(held))]
 
     def _with_head(self, head: Head) -> Model:
         weight, bias = np.frombuffer(head.weight, np.int16), np.frombuffer(head.bias, np.int16)

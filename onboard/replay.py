@@ -4,6 +4,7 @@ Learning is tied to frames, not to the clock: at the end of each frame the repla
 flight, labels and seed give the same model at any speed.
 """
 
+import logging
 import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -14,12 +15,13 @@ import msgspec
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from link.codec import decode, encode
-from link.messages import Delta, Label, Message, Query
+from link.messages import Delta, Label, Message, Query, Undo
 from link.mirror import Mirror
 from link.wire import wire_bytes
 from models.errors import ConfigError, HadanetError, SourceError, TruthError
 from models.model import Model
 from onboard.ahead import ahead
+from onboard.asflown import AsFlown, AsFlownReport, can_learn, obstacle
 from onboard.assembly import Assembly, learner_process
 from onboard.config import Config
 from onboard.flight import Flight, Look
@@ -29,28 +31,36 @@ from onboard.report import Report, Timeline, percentiles
 from onboard.scores import MAX_FRAMES, Scorer
 from onboard.sim.source import SimSource
 from onboard.sources import open_source
+from onboard.sources.recording import RecordingSource
 from onboard.sources.window import Window
 from onboard.supervisor import Supervisor
 from onboard.thinned import Thinned
 from onboard.truth import Truth
+
+_log = logging.getLogger(__name__)
 
 LEARNER_TIMEOUT_S = 60.0
 LOOK_S = 1.0
 """How often to look whether there is a learner to wait for."""
 ANSWER_TIMEOUT_S = 20.0
 MIRROR_TIMEOUT_S = 20.0
+RECORDER_TIMEOUT_S = 60.0
+"""How long a replay waits for a slow disk before the recorder drops frames, as it would in flight."""
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
     """What the command line says. `page`: a station's page, which then carries the answers. `speed` 0: no pacing.
 
-    `classes` is empty where none were asked for. start_s, end_s, loops: which part of the flight, and how often.
+    `classes` is empty where none were asked for. given: the settings of the command line that go before those of a
+    recording: seed, classes, label_rate, no_learning, config. start_s, end_s, loops: which part of the flight, and how
+    often.
     """
 
     source: str
     classes: tuple[str, ...] = ()
     truth: Path | None = None
     letters: dict[str, str] = {}
+    given: frozenset[str] = frozenset()
     label_delay: int = 5
     speed: float = 0.0
     state: Path | None = None
@@ -75,13 +85,11 @@ class Loopback:
         if isinstance(received := decode(data), Delta):
             self.mirror.apply(received)
 
-    def down(self, label: Label) -> Label:
+    def down(self, message: Label | Undo) -> Message:
         """What a station would have sent."""
-        data = encode(label)
+        data = encode(message)
         self.bytes_down += wire_bytes(len(data))
-        received = decode(data)
-        assert isinstance(received, Label)
-        return received
+        return decode(data)
 
 
 def run(config: Config, options: Options, progress: Progress | None = None) -> Report:
@@ -91,6 +99,10 @@ def run(config: Config, options: Options, progress: Progress | None = None) -> R
     with ExitStack() as stack:
         source = open_source(options.source)
         stack.callback(source.close)
+        recording = source if isinstance(source, RecordingSource) else None
+        if recording:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hadanet-recorded-")))
+            config = _recorded(config, options.given, recording, folder)
         config, truth = _with_truth(config, options, source)
         if (options.start_s, options.end_s, options.loops) != (0.0, None, 1):
             source = window = Window(source, options.start_s, options.end_s, options.loops)
@@ -100,7 +112,12 @@ def run(config: Config, options: Options, progress: Progress | None = None) -> R
             state = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hadanet-replay-")))
         assembly = Assembly(config, state, None if config.link.keys else Loopback)
         stack.enter_context(assembly)
-        return _Replay(config, options, source, truth, assembly, stack).fly(progress or _progress(stack))
+        if recording and (truth or options.loops > 1 or not isinstance(assembly.post, Loopback)):
+            recording = None  # other labels than the recorded ones
+        elif recording and (why := obstacle(config, assembly.base, recording)):
+            _log.warning("%s: flown as a new flight, without its recorded labels: %s", source.uri, why)
+            recording = None
+        return _Replay(config, options, source, truth, recording, assembly, stack).fly(progress or _progress(stack))
 
 
 def _progress(stack: ExitStack) -> Progress:
@@ -108,12 +125,36 @@ def _progress(stack: ExitStack) -> Progress:
     return stack.enter_context(Progress(*columns))
 
 
+def _recorded(config: Config, given: frozenset[str], recording: RecordingSource, folder: Path) -> Config:
+    """The configuration that a recording flew with, but for what was given; `folder` takes a model file out of it."""
+    recorded = recording.config
+    if recorded is None or "config" in given:
+        return config
+    replace = msgspec.structs.replace
+    model = replace(recorded.model, threads=config.model.threads)
+    if model.artifact and (data := recording.artifact()) is not None:
+        path = folder / "artifact.safetensors"
+        path.write_bytes(data)
+        model = replace(model, artifact=str(path))
+    if "classes" in given:
+        model = replace(model, classes=config.model.classes)
+    return replace(
+        config,
+        seed=config.seed if "seed" in given else recorded.seed,
+        camera=replace(config.camera, rows=recorded.camera.rows, cols=recorded.camera.cols),
+        model=model,
+        learn=config.learn if "no_learning" in given else recorded.learn,
+        ask=config.ask if "label_rate" in given else recorded.ask,
+    )
+
+
 def _with_truth(config: Config, options: Options, source: Source) -> tuple[Config, Truth | None]:
     """The truth of this flight, and the configuration with the truth's grid and, from a simulation, its classes."""
     replace = msgspec.structs.replace
     truth: Truth | None = None
     if options.truth is not None:
-        truth = Truth.from_csv(options.truth, options.letters, config.model.classes)
+        classes = config.model.classes
+        truth = Truth.from_csv(options.truth, options.letters or default_letters(classes), classes)
     elif isinstance(source, SimSource):
         truth = source.truth
         if options.classes and set(options.classes) != set(truth.classes):
@@ -134,6 +175,7 @@ class _Replay:
         options: Options,
         source: Source,
         truth: Truth | None,
+        recording: RecordingSource | None,
         assembly: Assembly,
         stack: ExitStack,
     ) -> None:
@@ -151,20 +193,22 @@ class _Replay:
             rows, cols = config.camera.rows, config.camera.cols
             self.scorer = Scorer(truth, rows, cols, config.learn.ridge, config.seed)
             self.operator = Operator(truth, options.label_delay, self._deliverer())
+        self.as_flown: AsFlown | None = None
+        if recording:
+            self.as_flown = AsFlown(recording, assembly.desk, assembly.base, self._receive)
         self.learner: Supervisor | None = None
-        if config.learn.enabled:
+        if config.learn.enabled and (recording is None or can_learn(recording)):
             self.learner = Supervisor([msgspec.structs.replace(learner_process(config, assembly.state), needed=True)])
             self.learner.start()
             stack.callback(self.learner.close)
 
     def _deliverer(self) -> Callable[[Query, str], None]:
-        desk, post = self.assembly.desk, self.assembly.post
+        post = self.assembly.post
         if self.options.page:
             name = self.assembly.name
             deliver = through_station(self.options.page, name)
         elif isinstance(post, Loopback):
-            loopback = post
-            deliver = straight(lambda label: desk.receive(loopback.down(label)))
+            deliver = straight(self._receive)
         else:
             raise ConfigError("a station is configured: give its page with --page, so that answers can go through it")
 
@@ -175,6 +219,12 @@ class _Replay:
             self.arrived.add(query.frame + self.options.label_delay)
 
         return counted
+
+    def _receive(self, message: Label | Undo) -> None:
+        """Take a label as if a station had sent it."""
+        post = self.assembly.post
+        assert isinstance(post, Loopback)
+        self.assembly.desk.receive(post.down(message))
 
     def fly(self, progress: Progress) -> Report:
         flight, desk = self.assembly.flight, self.assembly.desk
@@ -191,7 +241,8 @@ class _Replay:
         if flight.frames == 0:
             reasons = "; ".join(f"{s.name}: {s.reason}" for s in self.skipped[:3])
             raise HadanetError(f"{self.source.uri}: no frame could be read ({reasons or 'it holds none'})")
-        return self._report(time.monotonic() - self.started)
+        as_flown = self.as_flown.finish() if self.as_flown else None
+        return self._report(time.monotonic() - self.started, as_flown)
 
     def _decide(self, look: Look) -> None:
         """Fly one frame that was looked at, and wait for the learner."""
@@ -201,13 +252,25 @@ class _Replay:
             self.operator.answer(frame.index)
             if not desk.wait_answers(self.answers, ANSWER_TIMEOUT_S):
                 raise HadanetError(f"frame {frame.name}: an answer given to the station did not come back up the link")
+        if self.as_flown:
+            self._count(self.as_flown.before(frame), frame)
         step = self.assembly.flight.decide(look)
+        if self.as_flown:
+            self.as_flown.after(step)
         if self.operator and self.scorer:
             self.operator.ask(step.asked, frame)
             self.scorer.see(frame, step)
         if self.learner:
             self._await(self.learner, frame)
+        if self.assembly.recorder:
+            self.assembly.recorder.wait(RECORDER_TIMEOUT_S)
         self.frames.add((frame.index, self._bytes()[0]))
+
+    def _count(self, labels: tuple[Label | Undo, ...], frame: Frame) -> None:
+        """Count recorded labels that were given at a frame."""
+        for label in labels:
+            self.labels += isinstance(label, Label) and bool(label.answer)
+            self.arrived.add(frame.index)
 
     def _await(self, learner: Supervisor, frame: Frame) -> None:
         """Wait until the learner is done with a frame; one that was killed is started again meanwhile."""
@@ -241,7 +304,7 @@ class _Replay:
         desk.wait_mirror(MIRROR_TIMEOUT_S)
         return desk.mirror_hash
 
-    def _report(self, elapsed_s: float) -> Report:
+    def _report(self, elapsed_s: float, as_flown: AsFlownReport | None) -> Report:
         flight, desk, config = self.assembly.flight, self.assembly.desk, self.config
         tiles = flight.frames * config.camera.rows * config.camera.cols
         scores = self.scorer.scores(desk.model, self.labels, self.options.label_delay) if self.scorer else None
@@ -272,6 +335,7 @@ class _Replay:
             base_hash=self.assembly.base.hash,
             mirror_hash=mirror_hash,
             seed=config.seed,
+            as_flown=as_flown,
             timeline=Timeline(
                 frames=[number for number, _ in self.frames.items],
                 labels=self.arrived.items,

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from models.errors import HadanetError
+from onboard.asflown import AsFlownReport
 
 SMOOTH_FRAMES = 5
 """Frames over which the picture averages accuracy."""
@@ -30,7 +31,7 @@ class Timeline(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """The keys of report.json. None: no truth was given.
+    """The keys of report.json. None: no truth was given; `as_flown`: no recording, or not flown as it flew.
 
     latency_ms: `p50`, `p99` of a whole frame and `inference_p50`, `inference_p99` of its inference alone.
     """
@@ -60,6 +61,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     mirror_hash: str
     seed: int
     timeline: Timeline
+    as_flown: AsFlownReport | None = None
 
 
 def percentiles(values: Iterable[float], prefix: str = "") -> dict[str, float]:
@@ -105,9 +107,21 @@ def show(report: Report, console: Console) -> None:
         "mirror": "equal" if report.mirror_hash == report.model_hash else f"DIFFERS: {report.mirror_hash[:16]}",
     }.items():
         facts.add_row(name, value)
+    if report.as_flown:
+        facts.add_row("as recorded", _as_flown(report.as_flown, report.model_hash))
     console.print(facts)
     for line in report.frames_skipped[:10]:
         console.print(f"unreadable: {line}", style="yellow", markup=False)
+
+
+def _as_flown(told: AsFlownReport, model_hash: str) -> str:
+    same = "the same model" if told.model_hash == model_hash else f"ANOTHER MODEL than {told.model_hash[:16]}"
+    return (
+        f"{same}, {told.tiles_differ} tiles differ in {told.frames} frames; {told.labels} labels, "
+        f"{told.learned} updates learned again, {told.taken} taken from the recording"
+        + (f", {told.missing} frames lack their model" if told.missing else "")
+        + ("; the recorded pixels were compressed again by JPEG" if told.recompressed else "")
+    )
 
 
 def draw(report: Report, path: Path) -> None:

@@ -4,6 +4,8 @@
 
     flights/monday/               a folder of photos            photos.py
     flights/monday.mp4            a video file                  video.py
+    flights/monday.mcap           a recording of ours, or a     recording.py
+                                  folder with its files
     v4l2:///dev/video0            a camera of this machine      v4l2.py
     sim://?seed=0&frames=120      a simulated flight            onboard.sim
 """
@@ -14,6 +16,7 @@ from models.errors import SourceError
 from onboard.frame import Source
 from onboard.sources.photos import SUFFIXES as PHOTO_SUFFIXES
 from onboard.sources.photos import PhotoSource
+from onboard.sources.recording import RecordingSource, is_recording
 from onboard.sources.v4l2 import V4L2Source
 from onboard.sources.video import SUFFIXES as VIDEO_SUFFIXES
 from onboard.sources.video import VideoSource
@@ -53,6 +56,8 @@ def open_source(uri: str) -> Source:
 def _open_path(text: str) -> Source:
     path = Path(text).expanduser()
     try:
+        if is_recording(path):
+            return RecordingSource(path)
         if path.is_dir():
             return PhotoSource(path)
         if not path.exists():
