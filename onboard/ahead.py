@@ -6,38 +6,41 @@ Order is kept, so what comes of the frames is the same as without the thread.
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from queue import Queue
+from queue import SimpleQueue
 from typing import TypeVar
 
 T = TypeVar("T")
 
 DEPTH = 1
-"""Items that wait between two stages: enough to keep both busy, and a frame may be as large as 60 MB."""
+"""Items that a stage is ahead: with one, both stages are busy, and a frame may be as large as 60 MB."""
 
 
 @contextmanager
 def ahead(items: Callable[[], Iterable[T]], depth: int = DEPTH) -> Iterator[Iterator[T]]:
-    """What `items()` gives, made in a thread that is at most `depth` items and the one in work ahead of the taker.
+    """What `items()` gives, made in a thread that is at most `depth` items ahead, the one in work among them.
 
     What the thread raises is raised where its item would have been taken. At the end of the block the thread ends
     with the item that it is at; the rest is never made.
     """
-    made: Queue[tuple[T, ...] | BaseException] = Queue(depth)
+    made: SimpleQueue[tuple[T, ...] | BaseException] = SimpleQueue()
+    room = threading.Semaphore(depth)
     stop = threading.Event()
 
     def make() -> None:
         last: tuple[T, ...] | BaseException = ()
         try:
-            for item in items():
-                made.put((item,))
-                if stop.is_set():
-                    return
+            source = iter(items())
+            while room.acquire() and not stop.is_set():
+                made.put((next(source),))
+        except StopIteration:
+            pass
         except BaseException as error:  # noqa: BLE001 - it is raised in the taker's thread
             last = error
         made.put(last)
 
     def take() -> Iterator[T]:
         while got := made.get():
+            room.release()
             if isinstance(got, BaseException):
                 raise got
             yield got[0]
@@ -48,7 +51,5 @@ def ahead(items: Callable[[], Iterable[T]], depth: int = DEPTH) -> Iterator[Iter
         yield take()
     finally:
         stop.set()
-        while thread.is_alive():  # it may wait for room in the queue, and puts once more before it sees the end
-            while not made.empty():
-                made.get_nowait()
-            thread.join(0.05)
+        room.release()
+        thread.join()

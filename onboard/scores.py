@@ -26,9 +26,9 @@ from onboard.truth import UNKNOWN, Truth
 VARIANTS = ("adapted", "smoothed", "frozen", "all_labels")
 WINDOWS = 10
 RECENT_FRAMES = 10
-MAX_FRAMES = 8192
-"""Frames that are kept to be scored, at most: about 75 MB with the default grid and network."""
-FIT_FRAMES = 64
+MAX_FRAMES = 4096
+"""Frames that are kept to be scored, at most: about 40 MB with the default grid and network."""
+FIT_FRAMES = 16
 """Frames whose features are unpacked at a time: 32 times larger as floats."""
 
 Floats = NDArray[np.float64]

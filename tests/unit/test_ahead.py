@@ -27,15 +27,15 @@ def test_it_is_made_in_another_thread_and_no_further_than_the_depth():
         for n in range(100):
             threads.add(threading.current_thread())
             made.append(n)
-            if n == 3:
+            if n == 2:
                 waiting.set()
             yield n
 
     with ahead(make, depth=2) as items:
         assert next(items) == 0
-        assert waiting.wait(WAIT_S)  # two wait, one is made: the fourth
+        assert waiting.wait(WAIT_S)  # one is taken, two are ahead
         threads.copy().pop().join(0.2)
-        assert made == [0, 1, 2, 3]
+        assert made == [0, 1, 2]
     assert threading.current_thread() not in threads
     assert not threads.pop().is_alive()
 
