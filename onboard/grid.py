@@ -69,26 +69,29 @@ def _shrink(
     """
     size = out.shape[1]
     cols = len(left) // size
-    line = np.empty(image.shape[1], np.float32)
+    width = image.shape[1]
+    line = np.zeros(width + 3 * across.shape[1], np.float32)  # the last pixels have shares of zero beyond the border
     for y in range(len(top)):
-        line[:] = 0
+        line[:width] = 0
         for k in range(down.shape[1]):
             share = down[y, k]
             if share > 0:
                 row = image[top[y] + k]
-                for x in range(len(line)):
+                for x in range(width):
                     line[x] += share * np.float32(row[x])
-        for x in range(len(left)):
-            tile, at = y // size * cols + x // size, 3 * left[x]
-            blue = green = red = np.float32(0)
-            for k in range(across.shape[1]):
-                share = across[x, k]
-                if share > 0:
-                    blue += share * line[at + 3 * k]
-                    green += share * line[at + 3 * k + 1]
-                    red += share * line[at + 3 * k + 2]
-            pixel = out[tile, y % size, x % size]
-            pixel[0], pixel[1], pixel[2] = np.rint(blue), np.rint(green), np.rint(red)
+        row_of_tiles, y_in_tile = divmod(y, size)
+        for c in range(cols):
+            pixels = out[row_of_tiles * cols + c, y_in_tile]
+            for x in range(size):
+                at = 3 * left[c * size + x]
+                blue = green = red = np.float32(0)
+                for k in range(across.shape[1]):
+                    share = across[c * size + x, k]
+                    blue += share * line[at]
+                    green += share * line[at + 1]
+                    red += share * line[at + 2]
+                    at += 3
+                pixels[x, 0], pixels[x, 1], pixels[x, 2] = np.rint(blue), np.rint(green), np.rint(red)
 
 
 def crop(image: Image, rows: int, cols: int, tile: int, size: int) -> Image:
