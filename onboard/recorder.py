@@ -16,7 +16,6 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -341,7 +340,7 @@ class Recorder:
     def _open(self) -> None:
         """Begin a file under a name that is not taken."""
         metadata = {flown.METADATA: self._metadata | {"segment": str(self._segment)}}
-        stem = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}_{self._name}_boot{self._boot}"
+        stem = retention.stem(self._folder, self._name, self._boot)
         for attempt in range(1000):
             path = self._folder / (f"{stem}_{attempt}.mcap" if attempt else f"{stem}.mcap")
             with contextlib.suppress(FileExistsError):

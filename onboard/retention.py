@@ -1,29 +1,34 @@
-"""Which recordings go when the disk has no room for more: the oldest of our own naming, and nothing else."""
+"""Which recordings go when the disk has no room for more: the oldest of our own naming, and nothing else.
+
+A recording's age is the time in its name. A drone without a battery for its clock flies in 1970 again and again, so a
+new name's time never lies before those that are there.
+"""
 
 import logging
 import re
 import stat
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import msgspec
 
 _log = logging.getLogger(__name__)
 
+_TIME = "%Y%m%dT%H%M%SZ"
 _NAME = re.compile(r"(\d{8}T\d{6}Z)_[A-Za-z0-9._-]{1,64}_boot(\d+)(?:_(\d+))?\.mcap")
 
 
 class Kept(msgspec.Struct, frozen=True):
-    """One recording on the disk."""
+    """One recording on the disk: the time and the boot in its name, and its size in bytes."""
 
     path: Path
+    time: str
+    boot: str
     size: int
 
 
 def recordings(folder: Path) -> list[Kept]:
-    """The recordings in a folder, oldest first, known by their names; other files and links are none. Raises OSError.
-
-    Boots come before times: a drone without a battery for its clock may fly in 1970 again.
-    """
+    """The recordings in a folder, oldest first, known by their names; links are none. Raises OSError."""
     found = []
     for path in folder.iterdir():
         if name := _NAME.fullmatch(path.name):
@@ -32,8 +37,21 @@ def recordings(folder: Path) -> list[Kept]:
             except FileNotFoundError:  # somebody else deletes too
                 continue
             if stat.S_ISREG(about.st_mode):
-                found.append(((int(name[2]), name[1], int(name[3] or 0)), Kept(path, about.st_size)))
+                found.append(((name[1], name[2], int(name[3] or 0)), Kept(path, name[1], name[2], about.st_size)))
     return [kept for _, kept in sorted(found, key=lambda pair: pair[0])]
+
+
+def stem(folder: Path, name: str, boot: int) -> str:
+    """The beginning of a new recording's name: now, or behind the newest one there. Raises OSError."""
+    time = f"{datetime.now(UTC):{_TIME}}"
+    newest = max(recordings(folder), key=lambda kept: kept.time, default=None)
+    if newest is not None and newest.time >= time:
+        try:
+            later = datetime.strptime(newest.time, _TIME) + timedelta(seconds=newest.boot != str(boot))
+            time = f"{later:{_TIME}}"
+        except (ValueError, OverflowError):  # somebody gave a file such a name
+            pass
+    return f"{time}_{name}_boot{boot}"
 
 
 def delete_oldest(folder: Path, writing: Path | None, keep_bytes: int = 0) -> list[Path]:
