@@ -142,6 +142,22 @@ def _writable(path: Path) -> None:
         raise HadanetError(f"{path}: cannot be written: it is a folder or write-protected; choose another place")
 
 
+def _inspect(args: argparse.Namespace) -> int:
+    from onboard import inspect
+
+    if args.picture:
+        _writable(args.picture)
+    with inspect.slowly(args.source) as tick:
+        found, telemetry = inspect.inspect(args.source, tick)
+    if args.json:
+        sys.stdout.write(msgspec.json.encode(found).decode() + "\n")
+    else:
+        inspect.show(found, Console())
+    if args.picture:
+        inspect.draw(telemetry, args.source, args.picture)
+    return 0
+
+
 def _check(args: argparse.Namespace) -> int:
     good = True
     for name, fine, text in check(args.config):
@@ -235,6 +251,16 @@ def parser() -> argparse.ArgumentParser:
     )
     replay.add_argument("--no-learning", action="store_true", help="fly the model as it is")
     replay.set_defaults(run=_replay)
+
+    inspect = verbs.add_parser(
+        "inspect",
+        help="what is in a recording, or in a flight's log",
+        epilog="example: onboard inspect flight.mp4 --picture track.png",
+    )
+    inspect.add_argument("source", help="photos, a video, a bag, a recording, sim://, or a log: .bin .ulg .tlog .srt")
+    inspect.add_argument("--json", action="store_true", help="one object in JSON")
+    inspect.add_argument("--picture", type=Path, metavar="FILE", help="draw track and altitude here (PNG)")
+    inspect.set_defaults(run=_inspect)
 
     verify = verbs.add_parser("check", help="config, model, camera, keys, disk, clock", epilog="example: onboard check")
     verify.set_defaults(run=_check)
