@@ -6,6 +6,8 @@
     flights/monday.mp4            a video file                  video.py
     flights/monday.mcap           a recording of ours, or a     recording.py
                                   folder with its files
+    monday.bag?topic=/camera      a ROS bag, a folder with a    bags.py
+                                  ROS 2 bag, or another's MCAP
     v4l2:///dev/video0            a camera of this machine      v4l2.py
     sim://?seed=0&frames=120      a simulated flight            onboard.sim
 """
@@ -14,16 +16,18 @@ from pathlib import Path
 
 from models.errors import SourceError
 from onboard.frame import Source
+from onboard.sources.bags import BagSource, is_bag
 from onboard.sources.photos import SUFFIXES as PHOTO_SUFFIXES
 from onboard.sources.photos import PhotoSource
 from onboard.sources.recording import RecordingSource, is_recording
+from onboard.sources.uri import text_parameter
 from onboard.sources.v4l2 import V4L2Source
 from onboard.sources.video import SUFFIXES as VIDEO_SUFFIXES
 from onboard.sources.video import VideoSource
 
 __all__ = ["open_source"]
 
-_KINDS = "a folder of photos, a video file, v4l2:///dev/video0 or sim://"
+_KINDS = "a folder of photos, a video file, a recording or bag, v4l2:///dev/video0 or sim://"
 
 
 def open_source(uri: str) -> Source:
@@ -58,6 +62,12 @@ def _open_path(text: str) -> Source:
     try:
         if is_recording(path):
             return RecordingSource(path)
+        bag, query = path, ""
+        if "?" in text and not path.exists():  # a path that really contains a question mark goes first
+            name, _, query = text.rpartition("?")
+            bag = Path(name).expanduser()
+        if bag.exists() and is_bag(bag):
+            return BagSource(bag, text_parameter(text, query, "topic"))
         if path.is_dir():
             return PhotoSource(path)
         if not path.exists():

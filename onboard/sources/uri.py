@@ -60,6 +60,14 @@ def parse(uri: str, query: str, table: Mapping[str, Parameter]) -> dict[str, int
     return values
 
 
+def text_parameter(uri: str, query: str, name: str) -> str:
+    """The one parameter `name` of a query as text, "" where it is not given. Raises SourceError for any other one."""
+    pairs = parse_qsl(query, keep_blank_values=True, max_num_fields=100)
+    if [key for key, _ in pairs] not in ([], [name]) or (query and not pairs):
+        raise SourceError(f"{uri}: only the parameter '{name}' has a meaning here, once, as in ?{name}=...")
+    return pairs[0][1] if pairs else ""
+
+
 def _number(uri: str, name: str, text: str, parameter: Parameter) -> int | float:
     whole = isinstance(parameter.default, int)
     try:
