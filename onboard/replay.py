@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 
+import cv2
 import msgspec
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -96,6 +97,7 @@ def run(config: Config, options: Options, progress: Progress | None = None) -> R
     """Replay one flight. Raises HadanetError for everything that a user can mend."""
     if options.page and not config.link.keys:
         raise ConfigError(f"--page {options.page}: answers go through a station only with the drone's --keys for it")
+    cv2.setNumThreads(1)  # the stages of a replay share the cores already; OpenCV's threads spin for each other's turn
     with ExitStack() as stack:
         source = open_source(options.source)
         stack.callback(source.close)
