@@ -137,11 +137,9 @@ class AsFlown:
             for change in self._pending[: path.index(wanted) + 1]:
                 self._change(change)
             del self._pending[: path.index(wanted) + 1]
-        elif wanted == self._base.hash:
-            self._desk.put_in_force(self._base, -1, 0, "anchor")
-        elif (model := self._head(wanted)) is not None:  # the flight began with it, or a file of it did
+        if self._desk.model.hash != wanted and (model := self._told(wanted)) is not None:
             self._desk.put_in_force(model, -1, 0, "resync")
-            self._taken += 1
+            self._taken += wanted != self._base.hash
         if self._desk.model.hash != wanted:
             if not self._missing:
                 _log.warning("frame %s: the recording lacks the change to the model that flew from here on", frame)
@@ -174,12 +172,13 @@ class AsFlown:
             _log.warning("a recorded change of the model cannot be applied: %s", error)
             return None
 
-    def _head(self, wanted: str) -> Model | None:
+    def _told(self, wanted: str) -> Model | None:
+        """A model that needs no change to lead to it: the base, or one that the recording gives whole."""
+        if wanted == self._base.hash:
+            return self._base
         data = self._source.head(wanted)
-        if data is None:
-            return None
         try:
-            return delta.apply(self._base, data)
+            return None if data is None else delta.apply(self._base, data)
         except (DeltaError, ArtifactError) as error:
             _log.warning("the recorded model %s cannot be used: %s", wanted[:16], error)
             return None

@@ -18,7 +18,7 @@ DETECTIONS_TOPIC = "/hadanet/detections"
 ARTIFACT = "artifact.safetensors"
 """Attachment: the model file that the flight was started with, where that is not the shipped one."""
 HEAD_SUFFIX = ".delta"
-"""Attachment HASH.delta: from the base to the model that was in force when the file begins."""
+"""Attachment HASH.delta: from the base to a model that flew, to which no change in the same file leads."""
 
 Picture = Literal["original", "lossless", "jpeg"]
 """The bytes that came from the camera; the same pixels, compressed; pixels that JPEG changed."""

@@ -22,7 +22,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from link.messages import Detections, Message
+from link.messages import Delta, Detections, Message
 from models import delta
 from models.errors import RecorderError
 from models.model import Model
@@ -132,8 +132,8 @@ class Recorder:
         self._closed_bytes = 0
         self._checked_bytes = 0
         self._file: McapFile | None = None
-        self._begun_bytes = 0  # of the file, when its first frame came
-        self._has_head = False
+        self._begun_bytes = 0  # of the file, before anything was recorded
+        self._told: set[str] = set()  # hashes of the models that the file can give
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if not self._is_low():
@@ -182,7 +182,13 @@ class Recorder:
         """Record one of the link's messages as it crosses, for example on `/hadanet/label`; without a time as `log`."""
         when = self._when(t_ns)
         size = sum(len(field) for field in msgspec.structs.astuple(message) if isinstance(field, bytes))
-        self._put("messages", size, lambda file: file.add(topic, message, when))
+
+        def write(file: McapFile) -> None:
+            file.add(topic, message, when)
+            if isinstance(message, Delta) and message.parent.hex() in self._told:
+                self._told.add(message.result.hex())
+
+        self._put("messages", size, write)
 
     def log(self, level: str, text: str, t_ns: int | None = None) -> None:
         """Record a line on `/log`. Without a time it gets the newest frame's, or the clock's before the first frame."""
@@ -287,13 +293,13 @@ class Recorder:
         self._set(bytes=self._closed_bytes + file.size)
 
     def _head(self, file: McapFile, model: Model | None) -> None:
-        """Before a file's first frame: the model that flies, if it is not the base, so that the file stands alone."""
-        if self._has_head or model is None or self._base is None:
+        """Before a frame the model that it flew, if no change in this file leads to it: each file stands alone."""
+        if model is None or self._base is None or model.hash in self._told:
             return
         if model.hash != self._base.hash:
             data = delta.encode(self._base, model)
             file.attach(model.hash + flown.HEAD_SUFFIX, "application/octet-stream", data)
-        self._has_head, self._begun_bytes = True, file.size
+        self._told.add(model.hash)
 
     def _make_room(self, file: McapFile) -> None:
         """Begin the next file where this one is full; delete the oldest where the disk nearly is, or stop."""
@@ -352,7 +358,7 @@ class Recorder:
         self._segment += 1
         for name, data in self._attachments.items():
             self._file.attach(name, "application/octet-stream", data)
-        self._has_head, self._begun_bytes = False, self._file.size
+        self._told, self._begun_bytes = {self._base.hash} if self._base else set(), self._file.size
         self._keep_bound()
 
     def _stop(self, problem: str) -> None:

@@ -153,7 +153,7 @@ class RecordingSource:
         return msgspec.structs.replace(last, index=index, labels=tuple(labels), deltas=tuple(deltas))
 
     def head(self, model_hash: str) -> bytes | None:
-        """The delta from the base to a model that was in force when a file began, if it was read already."""
+        """The delta from the base to a model that flew, where the recording gives it and it was read already."""
         return self._heads.get(model_hash)
 
     def artifact(self) -> bytes | None:

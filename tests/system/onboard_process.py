@@ -81,11 +81,11 @@ class Replay:
 class Daemon:
     """A running `onboard run` over one state folder."""
 
-    def __init__(self, folder, source, keys="", classes=(), **sections):
+    def __init__(self, folder, source, keys="", classes=(), grid=None, **sections):
         folder.mkdir()
         self.state, self.err = folder / "state", folder / "err.txt"
         self.config = folder / "onboard.toml"
-        tables = {"camera": {"source": source}, "link": {"keys": str(keys)}, **sections}
+        tables = {"camera": {"source": source} | (grid or {}), "link": {"keys": str(keys)}, **sections}
         if classes:
             tables["model"] = {"classes": list(classes)}
         lines = [f"state = {json.dumps(str(self.state))}"]

@@ -32,9 +32,9 @@ ODD, UNDO = 5, 18
 class Operator:
     """Answers the drone's questions over the page's API, and remembers what the station accepted."""
 
-    def __init__(self, ground):
+    def __init__(self, ground, source=SOURCE):
         self.ground = ground
-        self.sim = SimSource(SOURCE)
+        self.sim = SimSource(source)
         self.accepted = {}
 
     def questions(self):

@@ -27,7 +27,7 @@ FIXED_KEYS = {
     *("updates", "rollbacks", "latency_ms", "fps", "bytes_up", "bytes_down", "delta_bytes"),
     *("model_hash", "base_hash", "mirror_hash", "seed"),
 }
-MORE_KEYS = {"source", "frames_skipped", "questions", "learner_restarts", "timeline"}
+MORE_KEYS = {"source", "as_flown", "frames_skipped", "questions", "learner_restarts", "timeline"}
 VARIANTS = {"adapted", "smoothed", "frozen", "all_labels"}
 CLOCK_KEYS = ("fps", "latency_ms", "bytes_up", "learner_restarts")
 """What may differ between two replays of the same flight: they hang on the clock, as the number of Status does."""
