@@ -23,7 +23,8 @@ from onboard.grid import crop, cut, jpeg, warm_up
 from onboard.learner import HISTORY_FRAMES, Observation, head_logits
 from onboard.queries import Asker
 from onboard.recorder import Recorder
-from onboard.tracks import Path, Registration, Smoother
+from onboard.registration import Registration
+from onboard.tracks import Path, Smoother
 
 LATENCIES_KEPT = 20_000
 STATUS_EVERY_S = 1.0

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from models.engine import Features
+from models.bits import unpack_signs
 from models.errors import ArtifactError
 from models.model import Model
 from models.network import HEAD_STEP
@@ -311,10 +311,12 @@ class Learner:
         return Update(candidate, "learned", f"{labels} labels, {len(memory)} samples", labels)
 
     def _values(self, bits: Iterable[bytes], scales: Iterable[bytes]) -> NDArray[np.float32]:
+        """As `models.engine.Features.values`, which would bring the kernels' compiler into the learner's process."""
         spec = self.model.spec
+        count = spec.feature_count
         b = np.frombuffer(b"".join(bits), np.uint8).reshape(-1, self._bits_bytes)
-        s = np.frombuffer(b"".join(scales), np.float16).astype(np.float32)
-        return Features(b, s.reshape(len(b), -1), spec.feature_count, spec.beta_f).values()
+        s = np.frombuffer(b"".join(scales), np.float16).astype(np.float32).reshape(len(b), -1)
+        return unpack_signs(b, count) * np.repeat(s, spec.beta_f or count, axis=1)[:, :count]
 
     def _candidate(self, memory: list[Sample]) -> Model:
         values = self._values((s.bits for s in memory), (s.scales for s in memory))

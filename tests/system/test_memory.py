@@ -1,5 +1,7 @@
 """What a replay keeps in memory does not grow with the flight."""
 
+import subprocess
+import sys
 import tracemalloc
 
 import cv2
@@ -27,6 +29,13 @@ def photos(tmp_path):
     lines = [f"p{i:02}.png,0,{''.join(row)}" for i, row in enumerate(letters)]
     (tmp_path / "truth.csv").write_text("\n".join(["frame,row,labels", *lines]) + "\n")
     return folder
+
+
+def test_the_learner_needs_neither_compiler_nor_camera():
+    """They would be two thirds of its memory."""
+    code = "import sys, onboard.worker; print(sorted({'numba', 'cv2', 'av'} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "[]\n"
 
 
 def test_memory_does_not_grow_with_the_flight(photos, tmp_path, monkeypatch):

@@ -55,7 +55,7 @@ def test_every_file_was_read():
     counts = {package: len(list((ROOT / package).rglob("*.py"))) for package in MAY_IMPORT}
     assert all(count >= 5 for count in counts.values()), counts
     names = {name for _, name in imported(ROOT / "onboard" / "learner.py", ROOT)}
-    assert {"models.engine", "onboard.tracks"} <= names
+    assert {"models.model", "onboard.tracks"} <= names
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
-from onboard.tracks import Path, Registration, Smoother, centres, overlaps
+from onboard.registration import Registration
+from onboard.tracks import Path, Smoother, centres, overlaps
 
 ROWS, COLS = 6, 8
 TILES = ROWS * COLS
