@@ -26,8 +26,8 @@ from onboard.truth import UNKNOWN, Truth
 VARIANTS = ("adapted", "smoothed", "frozen", "all_labels")
 WINDOWS = 10
 RECENT_FRAMES = 10
-MAX_FRAMES = 4096
-"""Frames that are kept to be scored, at most: about 40 MB with the default grid and network."""
+MAX_FRAMES = 2048
+"""Frames that are kept to be scored, at most: about 50 MB with the default grid and network."""
 FIT_FRAMES = 16
 """Frames whose features are unpacked at a time: 32 times larger as floats."""
 
@@ -46,12 +46,20 @@ class Scores(msgspec.Struct, frozen=True):
 
 
 class _Seen(msgspec.Struct, frozen=True):
-    """A frame: its tiles' features, what was said (tiles,), the truth (tiles,), motion to the kept frame before it."""
+    """A frame: its tiles' features, packed as the learner keeps them; what was said (tiles,), the truth (tiles,), and
+    the motion to the kept frame before it."""
 
-    features: Features
+    bits: NDArray[np.uint8]
+    scales: NDArray[np.float16]
+    count: int
+    beta: int
     said: NDArray[np.uint8]
     truth: NDArray[np.int16]
     motion: Floats | None
+
+    def values(self) -> NDArray[np.float32]:
+        """The features, float32 (tiles, F)."""
+        return Features(self.bits, self.scales.astype(np.float32), self.count, self.beta).values()
 
 
 def _join(before: _Seen, seen: _Seen) -> _Seen:
@@ -76,7 +84,9 @@ class Scorer:
         rows, cols = self._shape
         grid = self._truth.grid(frame)
         truth = np.full(rows * cols, UNKNOWN, np.int16) if grid is None else grid.ravel().astype(np.int16)
-        seen = _Seen(step.features, step.result.classes, truth, step.motion)
+        packed = step.features
+        scales = packed.scales.astype(np.float16)
+        seen = _Seen(packed.bits, scales, packed.count, packed.beta, step.result.classes, truth, step.motion)
         self._frames.add(seen)
         self._recent.append(seen)
 
@@ -122,13 +132,13 @@ class Scorer:
         classes = len(model.classes)
         if len(np.unique(truth[picked])) < 2:
             return np.full((*truth.shape, classes), 1 / classes, np.float32)
-        seen = [seen.features for seen in self._frames.items]
+        seen = self._frames.items
         weight, bias = self._head(seen, truth, picked, classes)
         fitted = model.with_tensors({"head.weight": weight, "head.bias": bias})
         return np.stack([softmax(head_logits(fitted, f.values())) for f in seen])
 
     def _head(
-        self, seen: list[Features], truth: NDArray[np.intp], picked: NDArray[np.bool_], classes: int
+        self, seen: list[_Seen], truth: NDArray[np.intp], picked: NDArray[np.bool_], classes: int
     ) -> tuple[NDArray[np.int16], NDArray[np.int16]]:
         """`fit_head` on the picked tiles; where they are many, the same sums over a few frames at a time."""
         numbers, f = truth[picked], seen[0].count
