@@ -347,7 +347,7 @@ class Recorder:
         """Begin a file under a name that is not taken."""
         metadata = {flown.METADATA: self._metadata | {"segment": str(self._segment)}}
         stem = retention.stem(self._folder, self._name, self._boot)
-        for attempt in range(1000):
+        for attempt in range(self._segment, self._segment + 1000):  # never a number whose file was deleted meanwhile
             path = self._folder / (f"{stem}_{attempt}.mcap" if attempt else f"{stem}.mcap")
             with contextlib.suppress(FileExistsError):
                 self._file = McapFile(path, metadata)
