@@ -82,6 +82,7 @@ class AsFlown:
         self._recorded = source.about.get("model_hash", "")
         self._detections: bytes | None = None
         self._labels = self._learned = self._taken = self._missing = self._frames = self._differ = 0
+        source.follow = True
         desk.held = {}
 
     def before(self, frame: Frame) -> tuple[Label | Undo, ...]:

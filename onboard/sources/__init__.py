@@ -57,10 +57,15 @@ def open_source(uri: str) -> Source:
     raise SourceError(f"{uri}: there is no source of the kind '{scheme}://'; give {_KINDS}")
 
 
+def _has_photos(path: Path) -> bool:
+    """Whether a folder holds photos, which then are the flight even if recordings were put beside them."""
+    return path.is_dir() and any(file.suffix.lower() in PHOTO_SUFFIXES for file in path.iterdir())
+
+
 def _open_path(text: str) -> Source:
     path = Path(text).expanduser()
     try:
-        if is_recording(path):
+        if is_recording(path) and not _has_photos(path):
             return RecordingSource(path)
         bag, query = path, ""
         if "?" in text and not path.exists():  # a path that really contains a question mark goes first

@@ -79,7 +79,8 @@ class RecordingSource:
 
     about: what stands in the record `hadanet` of the first file. config: the flight's, None if this version cannot read
     it. recompressed: its pixels are not what the flight saw, but were changed by JPEG. whole: it begins with the
-    flight. problems: damage and truncation, a line each.
+    flight. problems: damage and truncation, a line each. follow: to be set before `frames`, so that what crossed is
+    kept for `crossed`; without it nothing is.
 
     Raises
     ------
@@ -94,6 +95,7 @@ class RecordingSource:
         self._segments = _segments(path)
         self.about = self._segments[0].about
         self._closed = False
+        self.follow = False
         self._crossed: deque[Crossed] = deque()
         self._heads: dict[str, bytes] = {}
         try:
@@ -117,11 +119,11 @@ class RecordingSource:
         self.telemetry = survey.telemetry(self.uri)
 
     def frames(self) -> Iterator[Frame]:
-        """Yield the frames; what crossed before each is ready for `crossed` when it comes."""
+        """Yield the frames; with `follow` what crossed before each is ready for `crossed` when it comes."""
         self._crossed.clear()
         self._closed = False
         problems = Problems()
-        reader = _Reader(self._crossed, self._heads, self.about, problems)
+        reader = _Reader(self._crossed if self.follow else deque(maxlen=0), self._heads, self.about, problems)
         for segment in self._segments:
             for about, data in reader.read(segment.path):
                 if self._closed:

@@ -1,5 +1,6 @@
 """Recordings of ours read back: frames, what crossed between them, files of a flight, damage, and which are kept."""
 
+import cv2
 import msgspec
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from onboard.detections import FrameResult
 from onboard.frame import Frame, Pose
 from onboard.recorder import Recorder
 from onboard.sources import open_source
-from onboard.sources.recording import RecordingSource, is_recording
+from onboard.sources.photos import PhotoSource
+from onboard.sources.recording import Crossed, RecordingSource, is_recording
 from tests.small_model import small_model
 
 T0 = 1_700_000_000_123_456_789
@@ -118,6 +120,9 @@ def test_what_crossed_comes_with_the_frame_that_had_it(tmp_path):
     flying.message("/hadanet/delta", change(1, 2))
     flying.close()
     source = RecordingSource(tmp_path)
+    list(source.frames())
+    assert source.crossed(None) == Crossed(None, (), ())  # nobody asked for it
+    source.follow = True
     got = [source.crossed(frame.index) for frame in source.frames()]
     # 11 is the first label's position: the first frame did not have it yet
     assert [c.labels for c in got] == [(), (labels[0], labels[1]), (), (Undo(label=1),), (labels[2],)]
@@ -165,6 +170,7 @@ def test_each_file_gives_every_model_that_flew_in_it(tmp_path):
     seen = []
     for path in sorted(tmp_path.glob("*.mcap")):
         source = RecordingSource(path)
+        source.follow = True
         known = {model(0).hash: model(0)}
         for frame in source.frames():
             crossed = source.crossed(frame.index)
@@ -177,6 +183,13 @@ def test_each_file_gives_every_model_that_flew_in_it(tmp_path):
             seen.append((path, frame.index // 3))
     assert [index for _, index in seen] == list(range(len(flights)))
     assert [path for path, _ in seen][2] == [path for path, _ in seen][3] != [path for path, _ in seen][1]
+
+
+def test_photos_go_before_recordings_that_lie_beside_them(tmp_path):
+    fly(tmp_path, 2)
+    assert isinstance(open_source(str(tmp_path)), RecordingSource)
+    cv2.imwrite(str(tmp_path / "1.jpg"), np.zeros((8, 8, 3), np.uint8))
+    assert isinstance(open_source(str(tmp_path)), PhotoSource)
 
 
 def test_jpeg_is_told(tmp_path):
