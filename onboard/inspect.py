@@ -7,7 +7,6 @@ pictures is inspected by itself.
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from models.errors import HadanetError, SourceError
 from onboard.frame import Frame, Skipped, Source
 from onboard.sources import open_source
 from onboard.sources.video import SUFFIXES as VIDEO_SUFFIXES
+from onboard.telemetry.read import read
 from onboard.telemetry.summary import TOLD, Gap, Summary, Track, gaps, iso_time, summarise
 from onboard.telemetry.table import Telemetry, series
 
@@ -102,7 +102,7 @@ def inspect(uri: str, tick: Callable[[int, int | None], None] = lambda done, tot
     """
     path = Path(uri).expanduser()
     if path.suffix.lower() in LOG_SUFFIXES and "://" not in uri:
-        telemetry = _read(path)
+        telemetry = read(path)
         summary = summarise(telemetry)
         problems = list(telemetry.problems)
         return Inspection(
@@ -126,7 +126,7 @@ def inspect(uri: str, tick: Callable[[int, int | None], None] = lambda done, tot
         told = [line for line in frames.skipped if line not in problems] if frames else []
         return Inspection(
             source=uri,
-            kind=KINDS.get(type(source).__name__, "recording"),
+            kind=KINDS.get(type(getattr(source, "pictures", source)).__name__, "recording"),
             streams=_streams(path),
             frames=frames,
             telemetry=summarise(log) if log else None,
@@ -136,11 +136,6 @@ def inspect(uri: str, tick: Callable[[int, int | None], None] = lambda done, tot
         ), log
     finally:
         source.close()
-
-
-def _read(path: Path) -> Telemetry:
-    telemetry: Telemetry = import_module("onboard.telemetry.read").read(path)
-    return telemetry
 
 
 def _frames(source: Source, tick: Callable[[int, int | None], None]) -> tuple[Frames | None, Telemetry | None]:

@@ -4,6 +4,8 @@
 
     flights/monday/               a folder of photos            photos.py
     flights/monday.mp4            a video file                  video.py
+    monday.mp4?log=a.ulg&offset=2 either with another log than  logged.py
+                                  the one inside or beside it
     flights/monday.mcap           a recording of ours, or a     recording.py
                                   folder with its files
     monday.bag?topic=/camera      a ROS bag, a folder with a    bags.py
@@ -12,7 +14,10 @@
     sim://?seed=0&frames=120      a simulated flight            onboard.sim
 """
 
+import math
 from pathlib import Path
+
+import numpy as np
 
 from models.errors import SourceError
 from onboard.frame import Source
@@ -20,7 +25,7 @@ from onboard.sources.bags import BagSource, is_bag
 from onboard.sources.photos import SUFFIXES as PHOTO_SUFFIXES
 from onboard.sources.photos import PhotoSource
 from onboard.sources.recording import RecordingSource, is_recording
-from onboard.sources.uri import text_parameter
+from onboard.sources.uri import texts
 from onboard.sources.v4l2 import V4L2Source
 from onboard.sources.video import SUFFIXES as VIDEO_SUFFIXES
 from onboard.sources.video import VideoSource
@@ -62,19 +67,23 @@ def _has_photos(path: Path) -> bool:
     return path.is_dir() and any(file.suffix.lower() in PHOTO_SUFFIXES for file in path.iterdir())
 
 
+LOG_PARAMETERS = {"log": "the file with positions", "offset": "seconds to add to the log's time for the pictures'"}
+TOPIC_PARAMETERS = {"topic": "the pictures'"}
+
+
 def _open_path(text: str) -> Source:
-    path = Path(text).expanduser()
+    path, query = Path(text).expanduser(), ""
     try:
-        if is_recording(path) and not _has_photos(path):
-            return RecordingSource(path)
-        bag, query = path, ""
         if "?" in text and not path.exists():  # a path that really contains a question mark goes first
             name, _, query = text.rpartition("?")
-            bag = Path(name).expanduser()
-        if bag.exists() and is_bag(bag):
-            return BagSource(bag, text_parameter(text, query, "topic"))
+            path = Path(name).expanduser()
+        if is_recording(path):
+            texts(text, query, {})
+            return RecordingSource(path)
+        if path.exists() and is_bag(path):
+            return BagSource(path, texts(text, query, TOPIC_PARAMETERS)["topic"])
         if path.is_dir():
-            return PhotoSource(path)
+            return _with_log(text, path, query, PhotoSource(path))
         if not path.exists():
             raise SourceError(f"{path}: there is no such file or folder; give {_KINDS}")
     except OSError as error:
@@ -83,9 +92,31 @@ def _open_path(text: str) -> Source:
         raise SourceError(f"{path} is a device; write v4l2://{path} to use it as a camera")
     suffix = path.suffix.lower()
     if suffix in VIDEO_SUFFIXES:
-        return VideoSource(path)
+        return _with_log(text, path, query, VideoSource(path))
     if suffix in PHOTO_SUFFIXES:
         raise SourceError(f"{path} is one photo; give the folder that holds the flight's photos: {path.parent}")
     raise SourceError(
         f"{path} is neither a folder nor a video by its name; videos end in {' '.join(sorted(VIDEO_SUFFIXES))}"
+    )
+
+
+def _with_log(uri: str, path: Path, query: str, source: PhotoSource | VideoSource) -> Source:
+    """The source with its log, where it has one."""
+    from onboard.sources.logged import LoggedSource, log_of  # readers of logs are needed for nothing else
+
+    given = texts(uri, query, LOG_PARAMETERS)
+    try:
+        offset_s = float(given["offset"]) if given["offset"] else None
+    except ValueError:
+        offset_s = math.nan
+    if offset_s is not None and not math.isfinite(offset_s):
+        raise SourceError(f"{uri}: offset={given['offset']} must be a number of seconds")
+    log = log_of(path, given["log"])
+    if log is None:
+        if offset_s is not None:
+            raise SourceError(f"{uri}: an offset belongs to a log, and there is none; name it with log=FILE")
+        return source
+    times = [photo.t_ns for photo in source.photos] if isinstance(source, PhotoSource) else []
+    return LoggedSource(
+        source, log[0], np.array(times, np.int64), utc_ns=source.utc_ns, inside=log[1], offset_s=offset_s
     )

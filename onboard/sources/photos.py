@@ -24,7 +24,9 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"}
 _NAME_TIME = re.compile(r"(?<!\d)(\d{16})(?!\d)")
 
 
-class _Photo(msgspec.Struct, frozen=True):
+class Photo(msgspec.Struct, frozen=True):
+    """What a photo's header says."""
+
     path: Path
     t_ns: int
     pose: Pose
@@ -33,7 +35,8 @@ class _Photo(msgspec.Struct, frozen=True):
 class PhotoSource:
     """The photos of one folder; subfolders and hidden files are left alone.
 
-    `length` counts the photo files; one that cannot be decoded goes to `skipped` and keeps its index.
+    `length` counts the photo files; one that cannot be decoded goes to `skipped` and keeps its index. `utc_ns` is 0
+    where the times of the `photos` are UTC, None where there are only names.
 
     Raises
     ------
@@ -45,13 +48,14 @@ class PhotoSource:
         self.uri = str(folder)
         self.live = False
         self.skipped: list[Skipped] = []
-        self._photos, fps = _in_order(_photo_files(folder))
+        self.photos, fps = _in_order(_photo_files(folder))
+        self.utc_ns: int | None = 0 if self.photos[0].t_ns else None
         self.fps: float | None = fps
-        self.length: int | None = len(self._photos)
+        self.length: int | None = len(self.photos)
 
     def frames(self) -> Iterator[Frame]:
         """Yield the photos in order, decoding each when it is asked for."""
-        for index, photo in enumerate(self._photos):
+        for index, photo in enumerate(self.photos):
             try:
                 data = photo.path.read_bytes()
                 image = decode(data)
@@ -84,7 +88,7 @@ def _natural(path: Path) -> tuple[list[tuple[int, str]], str]:
     return [(int(part), "") if part.isdigit() and part.isascii() else (0, part) for part in parts], path.name
 
 
-def _in_order(paths: list[Path]) -> tuple[list[_Photo], float]:
+def _in_order(paths: list[Path]) -> tuple[list[Photo], float]:
     """Order the photos by the folder's clock and estimate their rate in frames per second."""
     headers = [_header(path) for path in paths]
     clocks = [clock for clock, _ in headers]
@@ -102,7 +106,7 @@ def _in_order(paths: list[Path]) -> tuple[list[_Photo], float]:
     photos = []
     for path, t, (_, pose) in zip(paths, times, headers, strict=True):
         last = last if t is None else t
-        photos.append(_Photo(path=path, t_ns=last, pose=pose))
+        photos.append(Photo(path=path, t_ns=last, pose=pose))
     photos.sort(key=lambda photo: photo.t_ns)  # stable: equal times stay in the order of names
     gaps = [b.t_ns - a.t_ns for a, b in pairwise(photos)]
     # The median overlooks turns and pauses; it is 0 where the clock knows whole seconds only and photos are faster.

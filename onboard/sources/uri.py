@@ -60,12 +60,17 @@ def parse(uri: str, query: str, table: Mapping[str, Parameter]) -> dict[str, int
     return values
 
 
-def text_parameter(uri: str, query: str, name: str) -> str:
-    """The one parameter `name` of a query as text, "" where it is not given. Raises SourceError for any other one."""
+def texts(uri: str, query: str, table: Mapping[str, str]) -> dict[str, str]:
+    """The parameters of a query as text, "" where one is not given; table: what each one means.
+
+    Raises SourceError for one that is not in the table, or that stands there twice.
+    """
     pairs = parse_qsl(query, keep_blank_values=True, max_num_fields=100)
-    if [key for key, _ in pairs] not in ([], [name]) or (query and not pairs):
-        raise SourceError(f"{uri}: only the parameter '{name}' has a meaning here, once, as in ?{name}=...")
-    return pairs[0][1] if pairs else ""
+    names = [name for name, _ in pairs]
+    if (query and not pairs) or len(set(names)) < len(names) or not set(names) <= set(table):
+        known = ", ".join(f"{name}= ({about})" for name, about in table.items())
+        raise SourceError(f"{uri}: behind the ? there can stand, once each and with & between them: {known}")
+    return dict.fromkeys(table, "") | dict(pairs)
 
 
 def _number(uri: str, name: str, text: str, parameter: Parameter) -> int | float:

@@ -6,6 +6,7 @@ frame on are yielded, and the ones between are put down in `skipped`.
 
 import threading
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import av
@@ -26,6 +27,7 @@ END_TOLERANCE_S = 0.5
 class VideoSource:
     """The first video stream of a file; a frame's name is its number, its time counts from the recording's start.
 
+    `utc_ns` is when the recording began, by the container, None where it does not say.
     `length` is the container's own count and may be None. A frame that cannot be decoded takes a number too, as far
     as the decoder tells.
 
@@ -49,6 +51,7 @@ class VideoSource:
                 self.length: int | None = stream.frames or None
                 self.fps: float | None = float(rate) if rate else None
                 self._duration_s = _duration_s(container, stream)
+                self.utc_ns: int | None = _created_ns(container)
         except av.FFmpegError as error:
             raise SourceError(f"{path}: cannot be read as a video: {_words(error)}; does it play elsewhere?") from error
         if next(self.frames(), None) is None:
@@ -127,6 +130,15 @@ def _duration_s(container: av.container.InputContainer, stream: av.VideoStream) 
     if stream.duration is not None and stream.time_base is not None:
         return float(stream.duration * stream.time_base)
     return None if container.duration is None else container.duration / av.time_base
+
+
+def _created_ns(container: av.container.InputContainer) -> int | None:
+    """The time of creation in the header, in nanoseconds of UTC; cameras that were never set write 1904 or 1970."""
+    try:
+        created = datetime.fromisoformat(container.metadata.get("creation_time", ""))
+    except ValueError:
+        return None
+    return int(created.timestamp() * 1e6) * 1000 if created.year > 1990 else None
 
 
 def _kinds(container: av.container.InputContainer) -> str:

@@ -74,7 +74,8 @@ class Telemetry(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     uri: the file; kind: its format, for example "tlog"; series: quantity (a name of `QUANTITIES`) -> Series;
     alternatives: positions that the log has besides the one in `series`, for example the raw GPS beside the estimate,
     by source: then quantity -> Series; utc_ns: what to add to t_ns for UTC, None where the log does not know it;
-    captures: the camera's triggers; problems: damage, truncation and what was left out, a line each.
+    captures: the camera's triggers; residual_ms: where the log lies inside a video, how far its own stamps are from
+    the video's clock; problems: damage, truncation and what was left out, a line each.
     """
 
     uri: str
@@ -83,6 +84,7 @@ class Telemetry(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     alternatives: Mapping[str, Mapping[str, Series]] = {}
     utc_ns: int | None = None
     captures: Captures | None = None
+    residual_ms: float | None = None
     problems: tuple[str, ...] = ()
 
     def value(self, quantity: str, t_ns: int) -> float | None:
