@@ -77,7 +77,7 @@ def _open_path(text: str) -> Source:
         if "?" in text and not path.exists():  # a path that really contains a question mark goes first
             name, _, query = text.rpartition("?")
             path = Path(name).expanduser()
-        if is_recording(path):
+        if is_recording(path) and not _has_photos(path):
             texts(text, query, {})
             return RecordingSource(path)
         if path.exists() and is_bag(path):

@@ -27,6 +27,9 @@ STORAGE_SUFFIXES = (".db3", ".mcap")
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 SQLITE_STEPS = (1, 16, 256, 4096, 65536)
 """So many rows are left out, one after the other, behind one that cannot be read."""
+SQLITE_TRIES = 500
+MAX_T_NS = 2**62
+"""The year 2116: later times are damaged."""
 # an index, which may be damaged too, is not asked
 _ROWS = "SELECT rowid, topic_id, timestamp, data FROM messages NOT INDEXED WHERE rowid > ? ORDER BY rowid"
 _SQLITE_HEAD = struct.Struct(">16xH10xI")  # size of a page, number of pages
@@ -63,10 +66,16 @@ class BagMessage(msgspec.Struct, frozen=True):
 
 def messages(path: Path, problems: Problems) -> Iterator[BagMessage]:
     """All messages of a .bag, an .mcap, a .db3, or a folder with a ROS 2 bag. Raises SourceError for no such thing."""
-    if path.is_dir():
-        for file in storage_files(path):
-            yield from messages(file, problems)
-    elif path.suffix.lower() == ".db3":
+    for file in storage_files(path) if path.is_dir() else [path]:
+        for message in _messages(file, problems):
+            if 0 <= message.t_ns < MAX_T_NS:
+                yield message
+            else:
+                problems.add(f"{file.name}: damaged: a message of {message.topic.name} has a time of {message.t_ns} ns")
+
+
+def _messages(path: Path, problems: Problems) -> Iterator[BagMessage]:
+    if path.suffix.lower() == ".db3":
         yield from _sqlite(path, problems)
     elif path.suffix.lower() == ".bag":
         yield from _bag1(path, problems)
@@ -148,14 +157,16 @@ def _sqlite(path: Path, problems: Problems) -> Iterator[BagMessage]:
 
 
 def _rows(file: sqlite3.Connection, name: str, problems: Problems) -> Iterator[_Row]:
-    """Rows by their numbers, which is the order in which they were written; those on damaged pages are left out."""
+    """Rows by their numbers, which is the order in which they were written; those on damaged pages are left out.
+
+    Numbers may be damaged as well: those that do not rise are not believed, so that this ends.
+    """
     at, failures = -(2**63), 0
-    while True:
+    for _ in range(SQLITE_TRIES):
         try:
-            for number, *row in file.execute(
-                "SELECT rowid, topic_id, timestamp, data FROM messages NOT INDEXED WHERE rowid > ? ORDER BY rowid",
-                (at,),
-            ):
+            for number, *row in file.execute(_ROWS, (at,)):
+                if not isinstance(number, int) or number <= at:
+                    raise ValueError("its rows are out of order")
                 at, failures = number, 0
                 yield row[0], row[1], row[2]
         except _SQLITE_DAMAGE as error:
