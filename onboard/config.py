@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from models.errors import ConfigError
+from onboard.footprint import FOV_DEG
 
 Share = Annotated[float, Meta(ge=0, le=1)]
 Cells = Annotated[int, Meta(ge=1, le=32)]
@@ -20,11 +21,15 @@ class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Camera(_Section, frozen=True, kw_only=True):
-    """source: v4l2:///dev/video0, a folder of photos, a video file, or sim://. rows, cols: the grid of tiles."""
+    """source: v4l2:///dev/video0, a folder of photos, a video file, or sim://. rows, cols: the grid of tiles.
+
+    fov_deg: horizontal field of view, for the coordinates of tiles.
+    """
 
     source: str = "v4l2:///dev/video0"
     rows: Cells = 6
     cols: Cells = 8
+    fov_deg: Annotated[float, Meta(ge=1, le=170)] = FOV_DEG
 
 
 class ModelChoice(_Section, frozen=True, kw_only=True):

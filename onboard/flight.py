@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from link.messages import Detections, Query, Status
 from models.engine import Engine, Features
 from models.model import Model
+from onboard import footprint
 from onboard.config import Config
 from onboard.desk import Desk, Post
 from onboard.detections import FrameResult
@@ -139,6 +140,7 @@ class Flight:
         for tile in self._asker.choose(frame.index, self._path, values):
             self.questions += 1
             row, col = divmod(tile, result.cols)
+            lat, lon = self._place(frame, row, col)
             query = Query(
                 id=self._desk.log.boot << 32 | self.questions,
                 frame=frame.index,
@@ -150,12 +152,20 @@ class Flight:
                 guess=int(result.classes[tile]),
                 confidence=round(float(result.confidence[tile]), 3),
                 jpeg=jpeg(crop(frame.image, result.rows, result.cols, tile, ask.crop_px), ask.jpeg_quality),
-                lat_deg=frame.pose.lat_deg,
-                lon_deg=frame.pose.lon_deg,
+                lat_deg=lat,
+                lon_deg=lon,
             )
             self._desk.ask(query, bits[tile].tobytes(), scales[tile].tobytes())
             queries.append(query)
         return tuple(queries)
+
+    def _place(self, frame: Frame, row: int, col: int) -> tuple[float | None, float | None]:
+        """Where a tile's centre lies on the ground; the camera's own position where its pose does not tell."""
+        camera, (height, width) = self._config.camera, frame.image.shape[:2]
+        ground = footprint.tiles(frame.pose, camera.fov_deg, width, height, camera.rows, camera.cols)
+        if ground is None or np.isnan(ground[row, col]).any():
+            return frame.pose.lat_deg, frame.pose.lon_deg
+        return float(ground[row, col, 0]), float(ground[row, col, 1])
 
     def _hand_over(
         self, result: FrameResult, model: Model, bits: Bits, scales: Scales, motion: NDArray[np.float64] | None

@@ -1,6 +1,6 @@
 """ArduPilot's onboard log (.BIN, DataFlash), by a reader of our own: pymavlink's is under the GPL.
 
-A log is a row of records: two bytes of head, a number, and fields whose layout a FMT record gave before. Where bytes are
+A log is a row of records: two bytes of head, a number, and fields whose layout a FMT record gave. Where bytes are
 damaged, reading goes on at the next head that a known record follows.
 """
 
@@ -216,7 +216,8 @@ class _Table(NamedTuple):
 
     def values(self, label: str) -> NDArray[np.float64]:
         """A field in its unit."""
-        return self.rows[label].astype(np.float64) * self.scales[label]
+        with np.errstate(all="ignore"):  # turned bits make numbers that are none
+            return self.rows[label].astype(np.float64) * self.scales[label]
 
 
 class _Reader:
@@ -263,6 +264,7 @@ class _Reader:
                 return Captures(source=name, t_ns=np.sort(self._times(name, table)))
             if table.has("GPSTime", "GPSWeek") and self._gps_s is not None:
                 seconds = table.values("GPSWeek") * WEEK_S + table.values("GPSTime") * 1e-3 - self._gps_s
+                seconds = seconds[np.abs(seconds) < 1e9]
                 return Captures(source=name, t_ns=np.sort(np.round(seconds * 1e9).astype(np.int64)))
         return None
 

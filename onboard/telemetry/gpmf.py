@@ -27,6 +27,7 @@ FORMATS = {
     **{"f": ">f4", "q": ">i4", "d": ">f8", "j": ">i8", "J": ">u8"},
 }
 """GPMF's types and NumPy's; `q` is fixed point of 16 bits behind the point."""
+INDEX = "a file that the camera could not close lacks its index, which a repair tool can make again"
 FIX_2D, FIX_3D = 2, 3
 SECONDS_TO_2000 = int(datetime(2000, 1, 1, tzinfo=UTC).timestamp())
 
@@ -105,6 +106,8 @@ def _payloads(path: Path) -> tuple[list[Payload], list[str]]:
     problems: list[str] = []
     try:
         with av.open(str(path)) as container:
+            if not container.streams:
+                raise SourceError(f"{path}: {INDEX}")
             for number in (stream.index for stream in container.streams if stream.type == "data"):
                 out: list[Payload] = []
                 container.seek(0)
@@ -124,10 +127,7 @@ def _payloads(path: Path) -> tuple[list[Payload], list[str]]:
                         problems.append(f"truncated: {len(out)} of {promised} packets of telemetry are there")
                     return out, problems
     except av.FFmpegError as error:
-        raise SourceError(
-            f"{path}: cannot be read as a video: {(error.strerror or '').lower()}; a file that the camera could not "
-            "close lacks its index, which a repair tool can make again"
-        ) from error
+        raise SourceError(f"{path}: cannot be read as a video: {(error.strerror or '').lower()}; {INDEX}") from error
     raise SourceError(f"{path}: there is no GoPro telemetry in this video; give its log with ?log=FILE")
 
 
@@ -175,12 +175,13 @@ def _samples(record: Record, about: Mapping[str, Record]) -> Columns:
         types *= record.size // SIZES[types]
     if not types or any(t not in FORMATS for t in types) or sum(SIZES[t] for t in types) > record.size:
         return np.zeros((0, 0))
-    layout = np.dtype({"names": [f"f{i}" for i in range(len(types))], "formats": [f">{_numpy(t)}" for t in types]})
-    step = np.dtype(
-        {"names": layout.names, "formats": [layout[n] for n in layout.names or ()], "itemsize": record.size}
+    names = [f"f{i}" for i in range(len(types))]
+    offsets = [sum(SIZES[t] for t in types[:i]) for i in range(len(types))]
+    sample = np.dtype(
+        {"names": names, "formats": [FORMATS[t] for t in types], "offsets": offsets, "itemsize": record.size}
     )
-    table = np.frombuffer(record.data[: len(record.data) // record.size * record.size], step)
-    out = np.stack([table[name].astype(np.float64) for name in layout.names or ()], 1)
+    table = np.frombuffer(record.data[: len(record.data) // record.size * record.size], sample)
+    out = np.stack([table[name].astype(np.float64) for name in names], 1)
     for i, kind in enumerate(types):
         if kind == "q":
             out[:, i] /= 1 << 16

@@ -22,6 +22,7 @@ TOPICS = [
     *("vehicle_global_position", "vehicle_gps_position", "sensor_gps", "vehicle_local_position", "vehicle_attitude"),
     *("vehicle_status", "battery_status", "camera_capture", "camera_trigger", "gimbal_device_attitude_status"),
 ]
+NEEDED = {"vehicle_global_position": {"lat", "lon"}}
 FIX_3D = 3
 EARLIEST_UTC_US = 10**15
 """2001: what is earlier is no time of a GPS."""
@@ -60,7 +61,9 @@ def read_ulog(path: Path) -> Telemetry:
         problems.append(f"dropouts: the logger itself lost {lost} ms in {len(log.dropouts)} places")
     topics: dict[str, Fields] = {}
     for dataset in log.data_list:
-        if dataset.multi_id == 0 or dataset.name not in topics:
+        # a format that was damaged lacks fields: what it describes is left out
+        whole = NEEDED.get(dataset.name, set()) | {"timestamp"} <= set(dataset.data)
+        if whole and (dataset.multi_id == 0 or dataset.name not in topics):
             topics[dataset.name] = dataset.data
     reader = _Reader(topics)
     table, alternatives = reader.table()
@@ -186,8 +189,10 @@ class _Reader:
         topic = self._topics.get(self._gps)
         if topic is None:
             return {}
-        if "latitude_deg" in topic:
+        if {"latitude_deg", "longitude_deg"} <= set(topic):
             lat, lon, alt = topic["latitude_deg"], topic["longitude_deg"], topic.get("altitude_msl_m")
+        elif not {"lat", "lon", "alt"} <= set(topic):
+            return {}
         else:
             lat, lon, alt = topic["lat"] * 1e-7, topic["lon"] * 1e-7, topic["alt"] * 1e-3
         good = self._placed(lat, lon) & (topic.get("fix_type", np.full(len(lat), FIX_3D)) >= FIX_3D)
