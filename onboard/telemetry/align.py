@@ -12,7 +12,7 @@ NEAR_S = 0.1
 """A picture and a trigger further apart than this do not belong together."""
 FEWEST = 3
 """Triggers that have to agree before they are believed."""
-SHARE = 0.6
+SHARE = 0.8
 """And what share of the pictures, or of the triggers where there are fewer of them."""
 CLOCK_ERROR_S = 300.0
 """Two clocks that both claim UTC are not further apart than this."""
