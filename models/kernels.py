@@ -58,8 +58,9 @@ from models.threads import Shared, add_shared, meet
 MAX_Q = 127
 ROWS = BACKEND.rows
 """Output pixels that one pass over the weights serves."""
-PANEL = np.uint64(20 * ROWS)
-"""Output pixels that meet all weights before the next ones do: a tile of weights stays in the cache meanwhile."""
+PANEL, SHORT_PANEL = np.uint64(20 * ROWS), np.uint64(4 * ROWS)
+"""Output pixels that meet all weights before the next ones do: a tile of weights stays in the cache meanwhile. Where
+all tiles stay there, fewer: then these pixels do, too, until they are packed."""
 PIECE, GATE = 0, 8
 """Where in the shared integers of `network` the next piece stands, and where its gate begins."""
 SHARED = 24
@@ -111,6 +112,7 @@ FIELDS = {
     "begins": "ints: where each sum begins, for each tile and run",
     "runs": "runs of a tile",
     "tiles": "BACKEND.width output channels each",
+    "together": "tiles whose weights meet some pixels before the next pixels do: they stay in the nearest cache",
     # the epilogue
     "gain": "floats: times the sum, a vector for each tile",
     "shift": "floats: added",
@@ -288,7 +290,8 @@ def binary_sums(plan: Plan, buffers: Buffers, layer: Layer, places: Rows, groups
     words, scales, ints, steps = buffers.words, buffers.scales, plan.ints, plan.bytes
     y = no_floats(places)
     line, base = layer.steps + tile * layer.lines * LINE, layer.begins + tile * layer.runs * WIDTH
-    for s in range(layer.spans, layer.spans + SPAN * layer.span_count, SPAN):
+    for number in range(layer.span_count):
+        s = layer.spans + SPAN * number
         at, group = plan.indices[s], plan.indices[s + ONE]
         count, pairs, singles = plan.indices[s + TWO], plan.indices[s + THREE], plan.indices[s + FOUR]
         if pairs == ONE and singles == ZERO:
@@ -347,27 +350,25 @@ def convolve(plan: Plan, buffers: Buffers, layer: Layer, image: Index, first: In
     """Output pixels first .. last - 1 of an image: prelu(gain * sums + shift + shortcut, slope)."""
     out = layer.out + image * layer.pixels * layer.wide
     begin, short = image * layer.image, layer.short + image * layer.source_pixels * layer.short_wide
-    repeated = ZERO  # the channel of the shortcut
-    for tile in range(layer.tiles):
-        column = tile * WIDTH
+    for group in range(ZERO, layer.tiles, layer.together):
         for p in range(first, last, np.uint64(ROWS)):
             numbers = from_(p, ROW_NUMBERS, last - ONE)
             windows = shift(take(plan.indices, layer.windows, numbers), begin)
-            if layer.stem:
-                y = _stem_sums(plan, buffers, layer, scale(windows, 3), tile)
-            else:
-                places, groups = scale(windows, layer.words), scale(windows, layer.groups)
-                y = binary_sums(plan, buffers, layer, shift(places, layer.word), shift(groups, layer.scale), tile)
-            y = multiply_add(
-                y, load_floats(plan.floats, layer.gain + column), load_floats(plan.floats, layer.shift + column)
-            )
-            if layer.short != NONE:
-                y = y + _shortcut(plan, buffers.maps, layer, numbers, short + repeated)
-            y = prelu(y, load_floats(plan.floats, layer.slope + column))
-            store_rows(y, buffers.maps, scale(numbers, layer.wide), out + column)
-        repeated += WIDTH
-        if repeated == layer.short_channels:
-            repeated = ZERO
+            places, groups = scale(windows, layer.words), scale(windows, layer.groups)
+            for tile in range(group, min(group + layer.together, layer.tiles)):
+                column = tile * WIDTH
+                if layer.stem:
+                    y = _stem_sums(plan, buffers, layer, scale(windows, 3), tile)
+                else:
+                    y = binary_sums(plan, buffers, layer, shift(places, layer.word), shift(groups, layer.scale), tile)
+                y = multiply_add(
+                    y, load_floats(plan.floats, layer.gain + column), load_floats(plan.floats, layer.shift + column)
+                )
+                if layer.short != NONE:
+                    own = column if column < layer.short_channels else column % layer.short_channels
+                    y = y + _shortcut(plan, buffers.maps, layer, numbers, short + own)
+                y = prelu(y, load_floats(plan.floats, layer.slope + column))
+                store_rows(y, buffers.maps, scale(numbers, layer.wide), out + column)
 
 
 @kernel(_nrt=False)
@@ -459,7 +460,8 @@ def run_layer(plan: Plan, buffers: Buffers, number: int, images: int, gate: Shar
             _repeat(buffers, layer, image)
         meet(gate, team)
     step, parts = np.uint64(ROWS), (all_ + count - ONE) // count  # of an image, so that every thread has one
-    panel = min(PANEL, (layer.pixels + parts * step - ONE) // (parts * step) * step)
+    panel = SHORT_PANEL if layer.together >= layer.tiles else PANEL
+    panel = min(panel, (layer.pixels + parts * step - ONE) // (parts * step) * step)
     panels = (layer.pixels + panel - ONE) // panel
     for unit in range(own, count * panels, all_):
         image, first = unit // panels, unit % panels * panel
