@@ -58,9 +58,8 @@ from models.threads import Shared, add_shared, meet
 MAX_Q = 127
 ROWS = BACKEND.rows
 """Output pixels that one pass over the weights serves."""
-PANEL, SHORT_PANEL = np.uint64(20 * ROWS), np.uint64(4 * ROWS)
-"""Output pixels that meet all weights before the next ones do: a tile of weights stays in the cache meanwhile. Where
-all tiles stay there, fewer: then these pixels do, too, until they are packed."""
+PANEL = np.uint64(20 * ROWS)
+"""Output pixels that meet all weights before the next ones do: a tile of weights stays in the cache meanwhile."""
 PIECE, GATE = 0, 8
 """Where in the shared integers of `network` the next piece stands, and where its gate begins."""
 SHARED = 24
@@ -284,12 +283,20 @@ def _run(
 def binary_sums(plan: Plan, buffers: Buffers, layer: Layer, places: Rows, groups: Rows, tile: Index) -> Value:
     """Eq. 7 for some windows, without s: floats, a row for each window, the channels of one tile.
 
-    places, groups: where the first pixels of the windows stand in the words and scales. Runs of one step or two have
-    loops of their own, in which counters need no registers that last.
+    places, groups: where the first pixels of the windows stand in the words and scales. A single run, and runs of one
+    step or two, have loops of their own: what they count needs no registers that last, or what they add to needs none.
     """
     words, scales, ints, steps = buffers.words, buffers.scales, plan.ints, plan.bytes
-    y = no_floats(places)
     line, base = layer.steps + tile * layer.lines * LINE, layer.begins + tile * layer.runs * WIDTH
+    y = no_floats(places)
+    if layer.runs == ONE:
+        at, pairs, singles = (
+            plan.indices[layer.spans],
+            plan.indices[layer.spans + THREE],
+            plan.indices[layer.spans + FOUR],
+        )
+        n = _run(start(load_ints(ints, base), places), words, places, at, pairs, singles, steps, line)
+        return multiply_add(broadcast_floats(scales, groups, plan.indices[layer.spans + ONE]), as_floats(n), y)
     for number in range(layer.span_count):
         s = layer.spans + SPAN * number
         at, group = plan.indices[s], plan.indices[s + ONE]
@@ -460,8 +467,7 @@ def run_layer(plan: Plan, buffers: Buffers, number: int, images: int, gate: Shar
             _repeat(buffers, layer, image)
         meet(gate, team)
     step, parts = np.uint64(ROWS), (all_ + count - ONE) // count  # of an image, so that every thread has one
-    panel = SHORT_PANEL if layer.together >= layer.tiles else PANEL
-    panel = min(panel, (layer.pixels + parts * step - ONE) // (parts * step) * step)
+    panel = min(PANEL, (layer.pixels + parts * step - ONE) // (parts * step) * step)
     panels = (layer.pixels + panel - ONE) // panel
     for unit in range(own, count * panels, all_):
         image, first = unit // panels, unit % panels * panel
