@@ -24,9 +24,25 @@ from benchmarks.float_graph import IR_VERSION, OPSET, session
 from benchmarks.timing import race
 from models import kernels, plan
 from models.jit import kernel
-from models.kernels import LINE, ONE, PANEL, ROW_NUMBERS, ROWS, STEPS, WIDTH, ZERO, Buffers, Floats, Plan
+from models.kernels import (
+    FOUR,
+    LINE,
+    ONE,
+    PANEL,
+    ROW_NUMBERS,
+    ROWS,
+    SPAN,
+    STEPS,
+    THREE,
+    TWO,
+    WIDTH,
+    ZERO,
+    Buffers,
+    Floats,
+    Plan,
+)
 from models.network import Block
-from models.simd import BACKEND, Value
+from models.simd import BACKEND, Rows, Value
 from models.simd import values as v
 from models.simd.backend import declare, splat
 from models.simd.lowering import elementwise
@@ -69,40 +85,49 @@ def _agree(builder: ir.IRBuilder, counter: Any, x: Any) -> Any:
 elementwise(agree, ("counters", "bytes"), "counters", _agree)
 
 
-@kernel(_nrt=False)
-def scaled_product(plan: Plan, buffers: Buffers) -> None:
-    """`kernels.binary_sums` over all rows and tiles of a product."""
-    layer = plan.layers[0]
-    for panel in range(ZERO, layer.pixels, PANEL):
-        last = min(panel + PANEL, layer.pixels) - ONE
-        for tile in range(layer.tiles):
-            for p in range(panel, last + ONE, STEP):
-                rows = v.from_(p, ROW_NUMBERS, last)
-                places = v.shift(v.scale(rows, layer.words), layer.word)
-                y = kernels.binary_sums(plan, buffers, layer, places, v.shift(rows, layer.scale), tile)
-                v.store_rows(y, buffers.maps, v.scale(rows, layer.wide), layer.out + tile * WIDTH)
+@kernel(forceinline=True, _nrt=False)
+def plain_sums(
+    plan: Plan, buffers: Buffers, layer: Any, places: Rows, groups: Rows, tile: np.uint64, bits: NDArray[np.uint8]
+) -> Value:
+    """`kernels.binary_sums` without weight scales: bits (T, words, 4 * width) are only counted."""
+    y = v.no_floats(places)
+    line, base = tile * layer.words * LINE, layer.begins + tile * layer.runs * WIDTH
+    for number in range(layer.span_count):
+        s = layer.spans + SPAN * number
+        at, group, count = plan.indices[s], plan.indices[s + ONE], plan.indices[s + TWO]
+        length = TWO * plan.indices[s + THREE] + plan.indices[s + FOUR]
+        for i in range(count):
+            n = v.start(v.load_ints(plan.ints, base + i * WIDTH), places)
+            for part in range(ZERO, length, STEPS):
+                for k in range(part, min(part + STEPS, length)):
+                    signs = v.load_bytes(bits, line + (i * length + k) * LINE)
+                    n = agree(n, v.broadcast_words(buffers.words, places, at + i * length + k) ^ signs)
+                n = v.settle(n)
+            y = v.multiply_add(v.broadcast_floats(buffers.scales, groups, group + i), v.as_floats(n), y)
+        line += length * count * LINE
+        base += count * WIDTH
+    return y
 
 
 @kernel(_nrt=False)
 def plain_product(plan: Plan, buffers: Buffers, bits: NDArray[np.uint8]) -> None:
-    """As `scaled_product` with one activation scale per row, but bits (T, S, 4 * width) are counted without scales."""
+    """`kernels.convolve` over all pixels of a product, without weight scales."""
     layer = plan.layers[0]
     for panel in range(ZERO, layer.pixels, PANEL):
         last = min(panel + PANEL, layer.pixels) - ONE
-        for tile in range(layer.tiles):
+        for group in range(ZERO, layer.tiles, layer.together):
             for p in range(panel, last + ONE, STEP):
-                rows = v.from_(p, ROW_NUMBERS, last)
-                places = v.shift(v.scale(rows, layer.words), layer.word)
-                n = v.start(v.load_ints(plan.ints, layer.begins + tile * WIDTH), rows)
-                line = tile * layer.words * LINE
-                for part in range(ZERO, layer.words, STEPS):
-                    for k in range(part, min(part + STEPS, layer.words)):
-                        signs = v.load_bytes(bits, line + k * LINE)
-                        n = agree(n, v.broadcast_words(buffers.words, places, k) ^ signs)
-                    n = v.settle(n)
-                delta = v.broadcast_floats(buffers.scales, v.shift(rows, layer.scale), ZERO)
-                y = v.multiply_add(delta, v.as_floats(n), v.no_floats(rows))
-                v.store_rows(y, buffers.maps, v.scale(rows, layer.wide), layer.out + tile * WIDTH)
+                numbers = v.from_(p, ROW_NUMBERS, last)
+                windows = v.take(plan.indices, layer.windows, numbers)
+                places = v.shift(v.scale(windows, layer.words), layer.word)
+                deltas = v.shift(v.scale(windows, layer.groups), layer.scale)
+                for tile in range(group, min(group + layer.together, layer.tiles)):
+                    column = tile * WIDTH
+                    y = plain_sums(plan, buffers, layer, places, deltas, tile, bits)
+                    gain = v.load_floats(plan.floats, layer.gain + column)
+                    y = v.multiply_add(y, gain, v.load_floats(plan.floats, layer.shift + column))
+                    y = v.prelu(y, v.load_floats(plan.floats, layer.slope + column))
+                    v.store_rows(y, buffers.maps, v.scale(numbers, layer.wide), layer.out + column)
 
 
 @kernel(_nrt=False)
@@ -238,7 +263,6 @@ def products(m: int, n: int, k: int, turns: int) -> list[dict[str, object]]:
     }
     for beta_w, one in own.items():
         contenders[f"ours{beta_w}"] = one.run
-        contenders[f"scaled{beta_w}"] = partial(scaled_product, one.plan, one.buffers)
     seconds = race(contenders, turns)
     p.run()
     for name, other in (("twin", twin_out[:, :n]), ("ours", p.out[:, :n]), ("ort_float", ort_float()[0])):
@@ -255,7 +279,7 @@ def products(m: int, n: int, k: int, turns: int) -> list[dict[str, object]]:
             vs_float_twin=seconds["twin"] / seconds[f"ours{beta_w}"],
             vs_ort_float=seconds["ort_float"] / seconds[f"ours{beta_w}"],
             vs_ort_int8=seconds["ort_int8"] / seconds[f"ours{beta_w}"],
-            scale_tax=seconds[f"scaled{beta_w}"] / seconds["plain"] - 1,
+            scale_tax=seconds[f"ours{beta_w}"] / seconds["plain"] - 1,
             packed_bytes=one.packed_bytes,
         )
         for beta_w, one in own.items()

@@ -111,6 +111,7 @@ FIELDS = {
     "begins": "ints: where each sum begins, for each tile and run",
     "runs": "runs of a tile",
     "tiles": "BACKEND.width output channels each",
+    "together": "tiles whose weights meet some pixels before the next pixels do: they stay in the nearest cache",
     # the epilogue
     "gain": "floats: times the sum, a vector for each tile",
     "shift": "floats: added",
@@ -282,13 +283,22 @@ def _run(
 def binary_sums(plan: Plan, buffers: Buffers, layer: Layer, places: Rows, groups: Rows, tile: Index) -> Value:
     """Eq. 7 for some windows, without s: floats, a row for each window, the channels of one tile.
 
-    places, groups: where the first pixels of the windows stand in the words and scales. Runs of one step or two have
-    loops of their own, in which counters need no registers that last.
+    places, groups: where the first pixels of the windows stand in the words and scales. A single run, and runs of one
+    step or two, have loops of their own: what they count needs no registers that last, or what they add to needs none.
     """
     words, scales, ints, steps = buffers.words, buffers.scales, plan.ints, plan.bytes
-    y = no_floats(places)
     line, base = layer.steps + tile * layer.lines * LINE, layer.begins + tile * layer.runs * WIDTH
-    for s in range(layer.spans, layer.spans + SPAN * layer.span_count, SPAN):
+    y = no_floats(places)
+    if layer.runs == ONE:
+        at, pairs, singles = (
+            plan.indices[layer.spans],
+            plan.indices[layer.spans + THREE],
+            plan.indices[layer.spans + FOUR],
+        )
+        n = _run(start(load_ints(ints, base), places), words, places, at, pairs, singles, steps, line)
+        return multiply_add(broadcast_floats(scales, groups, plan.indices[layer.spans + ONE]), as_floats(n), y)
+    for number in range(layer.span_count):
+        s = layer.spans + SPAN * number
         at, group = plan.indices[s], plan.indices[s + ONE]
         count, pairs, singles = plan.indices[s + TWO], plan.indices[s + THREE], plan.indices[s + FOUR]
         if pairs == ONE and singles == ZERO:
@@ -347,27 +357,25 @@ def convolve(plan: Plan, buffers: Buffers, layer: Layer, image: Index, first: In
     """Output pixels first .. last - 1 of an image: prelu(gain * sums + shift + shortcut, slope)."""
     out = layer.out + image * layer.pixels * layer.wide
     begin, short = image * layer.image, layer.short + image * layer.source_pixels * layer.short_wide
-    repeated = ZERO  # the channel of the shortcut
-    for tile in range(layer.tiles):
-        column = tile * WIDTH
+    for group in range(ZERO, layer.tiles, layer.together):
         for p in range(first, last, np.uint64(ROWS)):
             numbers = from_(p, ROW_NUMBERS, last - ONE)
             windows = shift(take(plan.indices, layer.windows, numbers), begin)
-            if layer.stem:
-                y = _stem_sums(plan, buffers, layer, scale(windows, 3), tile)
-            else:
-                places, groups = scale(windows, layer.words), scale(windows, layer.groups)
-                y = binary_sums(plan, buffers, layer, shift(places, layer.word), shift(groups, layer.scale), tile)
-            y = multiply_add(
-                y, load_floats(plan.floats, layer.gain + column), load_floats(plan.floats, layer.shift + column)
-            )
-            if layer.short != NONE:
-                y = y + _shortcut(plan, buffers.maps, layer, numbers, short + repeated)
-            y = prelu(y, load_floats(plan.floats, layer.slope + column))
-            store_rows(y, buffers.maps, scale(numbers, layer.wide), out + column)
-        repeated += WIDTH
-        if repeated == layer.short_channels:
-            repeated = ZERO
+            places, groups = scale(windows, layer.words), scale(windows, layer.groups)
+            for tile in range(group, min(group + layer.together, layer.tiles)):
+                column = tile * WIDTH
+                if layer.stem:
+                    y = _stem_sums(plan, buffers, layer, scale(windows, 3), tile)
+                else:
+                    y = binary_sums(plan, buffers, layer, shift(places, layer.word), shift(groups, layer.scale), tile)
+                y = multiply_add(
+                    y, load_floats(plan.floats, layer.gain + column), load_floats(plan.floats, layer.shift + column)
+                )
+                if layer.short != NONE:
+                    own = column if column < layer.short_channels else column % layer.short_channels
+                    y = y + _shortcut(plan, buffers.maps, layer, numbers, short + own)
+                y = prelu(y, load_floats(plan.floats, layer.slope + column))
+                store_rows(y, buffers.maps, scale(numbers, layer.wide), out + column)
 
 
 @kernel(_nrt=False)

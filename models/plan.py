@@ -28,6 +28,8 @@ ALIGNMENT = 64
 PIECE_BYTES = 1 << 19
 """Images go through the network together, as many as keep the largest feature map about this small."""
 MOST_IMAGES = 8
+TOGETHER_BYTES = 1 << 15
+"""Weights that stay in the nearest cache beside the activations that they meet."""
 
 EVEN, ODD = [0, 4, 2, 6], [1, 5, 3, 7]
 """Bytes of two words that stand at the four places of the first and of the second one of a pair."""
@@ -172,6 +174,7 @@ class Builder:
             "begins": self._ints.add(tiles(base)),
             "runs": base.shape[1],
             "tiles": padded(own.channels) // BACKEND.width,
+            "together": max(1, TOGETHER_BYTES // (steps.shape[1] * WORD_BYTES * BACKEND.width)),
         }
 
     def _finish(self, layer: dict[str, int], channels: int, pool: Pool | None, gain: Floats, tensors: Tensors) -> None:

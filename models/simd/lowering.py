@@ -363,6 +363,9 @@ def _store_rows_type(context: Any) -> Any:
 @lower_builtin(store_rows, Vectors, types.Array, types.UniTuple, types.Integer)
 def _store_rows(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
     own = signature.args[0]
+    # Vectors that do not fit into registers go to the stack: aligned, none of them lies across two lines of the cache.
+    builder.function.attributes.alignstack = max(16, BACKEND.bytes)
+    builder.function.attributes.add("norecurse")  # llvmlite prints an alignment only beside another attribute
     pointers = _row_pointers(context, builder, signature, args, own.columns)
     for vector, at in zip(_unpack(builder, own, args[0]), pointers, strict=True):
         builder.store(vector, at, align=4)
