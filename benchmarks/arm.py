@@ -5,8 +5,8 @@ A row is the hot loop of one kernel, compiled for `cpu` and costed with one of L
 first cache and a perfect branch prediction, so the figures are for comparing loops under one model, not for timing a
 board. A product is one weight times one activation.
 
-per_cycle: products; bound: what the loop could do at most, its multiply-adds alone (for `binary` with their `eor` and
-`cnt`); vs_float, vs_int8: per_cycle against the float and the int8 loop of this style; vs_float_bound,
+per_cycle: products; bound: what the loop could do at most, its multiply-adds alone (for `binary` with their `eor`,
+`cnt` and `add`); vs_float, vs_int8: per_cycle against the float and the int8 loop of this style; vs_float_bound,
 vs_int8_bound: against the bound of those, that is of any kernel made of these instructions.
 """
 
@@ -37,7 +37,7 @@ MCA_S = 60
 
 BYTES = 16
 WORK = {
-    "binary": {"eor", "cnt", "udot", "umlal", "umlal2"},
+    "binary": {"eor", "cnt", "add", "udot", "umlal", "umlal2"},
     "int8": {"sdot", "smull", "smlal", "smlal2", "sadalp"},
     "float": {"fmla"},
 }
@@ -68,7 +68,7 @@ def costs(tree: ArmTree, cpu: str, simd: str, model: str, title: str) -> list[di
     table: list[dict[str, Any]] = []
     for kernel, text in assembly(cpu, simd).items():
         loop = hot_loop(text)
-        work = [line for line in loop if line.split()[0] in WORK[kernel]]
+        work = [line for line in loop if line.split()[0] in WORK[kernel] and not re.match(r"add\s+[xw]", line)]
         count = products(loop)
         table.append(
             {

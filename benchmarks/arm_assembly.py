@@ -51,7 +51,10 @@ def mnemonic(line: str) -> str:
 
 
 def hot_loop(text: str) -> list[str]:
-    """The instructions of the innermost loop with the most multiply-adds, its branch back included."""
+    """The instructions of the innermost loop that counts the most words for a multiply-add, and then does the most.
+
+    The branch back is included; a loop that also converts to floats, once for each run, is not meant.
+    """
     lines = text.splitlines()
     labels: dict[str, int] = {}
     loops = []
@@ -63,7 +66,13 @@ def hot_loop(text: str) -> list[str]:
             body = lines[labels[target[1]] + 1 : i + 1]
             if not any(line[:1] not in ("\t", " ", "") for line in body):  # a label inside: not the innermost one
                 loops.append([line.strip() for line in body if mnemonic(line)])
-    return max(loops, key=lambda loop: sum(line.split()[0] in MULTIPLY_ADD for line in loop))
+    return max((loop for loop in loops if not any(line.startswith("scvtf") for line in loop)), key=_heat)
+
+
+def _heat(loop: list[str]) -> tuple[float, int]:
+    work = [line.split()[0] for line in loop]
+    products = sum(name in MULTIPLY_ADD for name in work)
+    return work.count("cnt") / max(1, products), products
 
 
 def spills(loop: list[str]) -> list[str]:

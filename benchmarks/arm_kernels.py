@@ -49,24 +49,27 @@ def _int8_dot(builder: ir.IRBuilder, counter: Any, x: Any, y: Any) -> Any:
 lowering.elementwise(int8_dot, ("counters", "bytes", "bytes"), "counters", _int8_dot)
 
 
-@jit.kernel()
-def int8_product(a: Words, w: Bytes, base: NDArray[np.int32], out: Floats) -> None:
-    """Int8 twin: a (rows, K/4) of four bytes, w (T, K/4, 4 * width), base (T, 1, width), out (rows, T * width)."""
-    for tile in range(np.uint64(w.shape[0])):
-        n = simd.start(simd.load_ints(base, tile, ZERO), ROWS)
-        for k in range(np.uint64(w.shape[1])):
-            n = int8_dot(n, simd.broadcast_words(a, ROWS, k), simd.load_bytes(w, tile, k))
-        simd.store_rows(simd.as_floats(n), out, ROWS, tile * kernels.WIDTH)
+@jit.kernel(_nrt=False)
+def int8_product(a: Words, k: np.uint64, w: Bytes, base: NDArray[np.int32], out: Floats, tiles: np.uint64) -> None:
+    """Int8 twin: a (rows, k) of four bytes, w (tiles, k, 4 * width), base (tiles, width), out (rows, tiles * width)."""
+    places = simd.scale(ROWS, k)
+    for tile in range(tiles):
+        n = simd.start(simd.load_ints(base, tile * kernels.WIDTH), ROWS)
+        for i in range(k):
+            n = int8_dot(n, simd.broadcast_words(a, places, i), simd.load_bytes(w, (tile * k + i) * kernels.LINE))
+        simd.store_rows(simd.as_floats(n), out, simd.scale(ROWS, tiles * kernels.WIDTH), tile * kernels.WIDTH)
 
 
-@jit.kernel()
-def float_product(a: Floats, w: Floats, out: Floats) -> None:
-    """Float twin: a (rows, K), w (T, K, width), out (rows, T * width)."""
-    for tile in range(np.uint64(w.shape[0])):
+@jit.kernel(_nrt=False)
+def float_product(a: Floats, k: np.uint64, w: Floats, out: Floats, tiles: np.uint64) -> None:
+    """Float twin: a (rows, k), w (tiles, k, width), out (rows, tiles * width)."""
+    places = simd.scale(ROWS, k)
+    for tile in range(tiles):
         y = simd.no_floats(ROWS)
-        for k in range(np.uint64(w.shape[1])):
-            y = simd.multiply_add(simd.broadcast_floats(a, ROWS, k), simd.load_floats(w, tile, k), y)
-        simd.store_rows(y, out, ROWS, tile * kernels.WIDTH)
+        for i in range(k):
+            line = simd.load_floats(w, (tile * k + i) * kernels.WIDTH)
+            y = simd.multiply_add(simd.broadcast_floats(a, places, i), line, y)
+        simd.store_rows(y, out, simd.scale(ROWS, tiles * kernels.WIDTH), tile * kernels.WIDTH)
 
 
 def compiled(function: Any, *arguments: Any) -> str:
@@ -78,16 +81,13 @@ def compiled(function: Any, *arguments: Any) -> str:
 
 def assembly() -> dict[str, str]:
     """Name -> assembly, for the processor that Numba compiles for."""
-    floats, words = np.zeros((1, 1), np.float32), np.zeros((1, 1), np.uint32)
-    bytes_, ints, tiles = (np.zeros((1, 1, 1), dtype) for dtype in (np.uint8, np.int32, np.float32))
-    indices = np.zeros(1, np.uint64)
-    window = kernels.Window(indices, indices, indices, 1, 1)
-    packing = kernels.Packing(floats, indices, np.zeros(1, np.uint32), indices, 1, 1, 1)
-    weights = kernels.BinaryWeights(bytes_, np.zeros((1, 4), np.uint64), ints, indices, indices)
+    floats, words, bytes_ = np.zeros(1, np.float32), np.zeros(1, np.uint32), np.zeros(1, np.uint8)
+    ints, indices = np.zeros(1, np.int32), np.zeros(1, np.uint64)
+    layers = np.zeros(1, kernels.LAYER).view(np.recarray)
+    plan = kernels.Plan(layers, bytes_, ints, floats, indices, words)
+    buffers = kernels.Buffers(1, bytes_, words, floats, floats)
     return {
-        "binary": compiled(
-            *(kernels.binary_block, words, floats, window, weights, floats, tiles, floats, packing, words, floats)
-        ),
-        "int8": compiled(int8_product, words, bytes_, ints, floats),
-        "float": compiled(float_product, floats, tiles, floats),
+        "binary": compiled(kernels.convolve, plan, buffers, layers[0], ZERO, ZERO, ZERO),
+        "int8": compiled(int8_product, words, ZERO, bytes_, ints, floats, ZERO),
+        "float": compiled(float_product, floats, ZERO, floats, floats, ZERO),
     }

@@ -87,7 +87,7 @@ elementwise(agree, ("counters", "bytes"), "counters", _agree)
 
 @kernel(forceinline=True, _nrt=False)
 def plain_sums(
-    plan: Plan, buffers: Buffers, layer: Any, places: Rows, groups: Rows, tile: np.uint64, bits: NDArray[np.uint8]
+    plan: Plan, buffers: Buffers, layer: Any, places: Rows, groups: Rows, tile: v.Index, bits: NDArray[np.uint8]
 ) -> Value:
     """`kernels.binary_sums` without weight scales: bits (T, words, 4 * width) are only counted."""
     y = v.no_floats(places)

@@ -21,12 +21,12 @@ def features(cpuinfo: Path = Path("/proc/cpuinfo")) -> set[str]:
 
 
 class NeonDot(Backend):
-    """`cnt` and `udot`."""
+    """`cnt` and `udot`. With 3 rows, the counters, a pair's counts and the weights all fit in registers."""
 
     name = "neon-dot"
     bytes = 16
     requires = frozenset({"neon", "dotprod"})
-    rows, columns = 4, 4
+    rows, columns = 3, 4
     signed = True
 
     def popcount(self, builder: ir.IRBuilder, x: Any) -> Any:

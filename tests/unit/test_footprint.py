@@ -1,4 +1,4 @@
-"""Footprints against rays that are traced with SciPy-free rotations of their own, and against what anybody can check."""
+"""Footprints against rays traced by rotations, step by step, and against what anybody can check."""
 
 import math
 

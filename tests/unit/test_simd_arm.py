@@ -52,20 +52,23 @@ def counted(loop):
 
 @pytest.mark.parametrize(("cpu", "simd"), TARGETS)
 def test_the_hot_loop_is_the_formula_and_nothing_else(cpu, simd):
-    """Each vector: one xor, one count, one multiply-add (two widening ones without dot product); no spill, no move."""
+    """Each vector of a pair of words: two xors and counts, their sum, one multiply-add (two widening ones without dot
+    product); no spill, no move."""
     backend = next(b for b in BACKENDS if b.name == simd)
     vectors = backend.rows * backend.columns
     loop = hot_loop(assembly(cpu, simd)["binary"])
     seen = counted(loop)
-    want = {"eor": vectors, "cnt": vectors}
+    want = {"eor": 2 * vectors, "cnt": 2 * vectors}
     want |= {"udot": vectors} if simd == "neon-dot" else {"umlal": vectors, "umlal2": vectors}
     assert {name: seen[name] for name in want} == want
-    assert seen["ld1r"] == backend.rows  # each word of activations is loaded and repeated once
-    assert 2 * seen["ldp"] + seen["ldr"] == 2 * backend.columns  # weights and their scales, once
+    assert seen["ld1r"] == 2 * backend.rows  # each word of activations is loaded and repeated once
+    assert 2 * seen["ldp"] + seen["ldr"] == 3 * backend.columns  # two words of weights and their scales, once
     on_vectors = [line for line in loop if any(f" {r}{n}" in line.replace("{", " ") for r in "vq" for n in range(32))]
-    assert len(on_vectors) == sum(want.values()) + seen["ld1r"] + seen["ldp"] + seen["ldr"], loop
+    added = [line for line in on_vectors if line.startswith("add")]
+    assert len(added) == vectors
+    assert len(on_vectors) == sum(want.values()) + vectors + seen["ld1r"] + seen["ldp"] + seen["ldr"], loop
     assert spills(loop) == []
-    assert products(loop) == vectors * 8 * backend.bytes
+    assert products(loop) == 2 * vectors * 8 * backend.bytes
 
 
 @pytest.mark.parametrize(("cpu", "simd"), TARGETS)
