@@ -27,7 +27,7 @@ def _info(args: argparse.Namespace) -> int:
         "classes": list(model.classes),
         "bytes": args.artifact.stat().st_size,
         **parts,
-        **{name: about[name] for name in ("scores", "data", "torch", "recipe") if name in about},
+        **{name: about[name] for name in ("scores", "data", "torch", "note", "recipe") if name in about},
     }
     if args.json:
         sys.stdout.write(json.dumps(facts) + "\n")

@@ -20,6 +20,7 @@ from rich.table import Table
 from models.errors import HadanetError, SourceError
 from onboard.frame import Frame, Skipped, Source
 from onboard.sources import open_source
+from onboard.sources.bags import is_bag
 from onboard.sources.video import SUFFIXES as VIDEO_SUFFIXES
 from onboard.telemetry.read import read
 from onboard.telemetry.summary import TOLD, Gap, Summary, Track, gaps, iso_time, summarise
@@ -102,20 +103,13 @@ def inspect(uri: str, tick: Callable[[int, int | None], None] = lambda done, tot
     """
     path = Path(uri).expanduser()
     if path.suffix.lower() in LOG_SUFFIXES and "://" not in uri:
-        telemetry = read(path)
-        summary = summarise(telemetry)
-        problems = list(telemetry.problems)
-        return Inspection(
-            source=uri,
-            kind=telemetry.kind,
-            streams=_streams_of(telemetry),
-            frames=None,
-            telemetry=summary,
-            alignment=None,
-            truncated=_truncated(problems),
-            problems=problems,
-        ), telemetry
-    source = open_source(uri)
+        return _of_log(uri, read(path))
+    try:
+        source = open_source(uri)
+    except SourceError:
+        if not is_bag(path):
+            raise
+        return _of_log(uri, read(path))  # a bag without pictures
     try:
         if source.live:
             raise SourceError(f"{uri}: a camera has no end; record a flight and inspect the recording")
@@ -136,6 +130,21 @@ def inspect(uri: str, tick: Callable[[int, int | None], None] = lambda done, tot
         ), log
     finally:
         source.close()
+
+
+def _of_log(uri: str, telemetry: Telemetry) -> tuple[Inspection, Telemetry]:
+    """A log without pictures."""
+    problems = list(telemetry.problems)
+    return Inspection(
+        source=uri,
+        kind=telemetry.kind,
+        streams=_streams_of(telemetry),
+        frames=None,
+        telemetry=summarise(telemetry),
+        alignment=None,
+        truncated=_truncated(problems),
+        problems=problems,
+    ), telemetry
 
 
 def _frames(source: Source, tick: Callable[[int, int | None], None]) -> tuple[Frames | None, Telemetry | None]:

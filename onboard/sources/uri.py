@@ -69,7 +69,8 @@ def texts(uri: str, query: str, table: Mapping[str, str]) -> dict[str, str]:
     names = [name for name, _ in pairs]
     if (query and not pairs) or len(set(names)) < len(names) or not set(names) <= set(table):
         known = ", ".join(f"{name}= ({about})" for name, about in table.items())
-        raise SourceError(f"{uri}: behind the ? there can stand, once each and with & between them: {known}")
+        known = f"there can stand, once each and with & between them: {known}" if known else "nothing can stand here"
+        raise SourceError(f"{uri}: behind the ? {known}")
     return dict.fromkeys(table, "") | dict(pairs)
 
 

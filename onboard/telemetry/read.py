@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from models.errors import SourceError
+from onboard.sources.bags import is_bag, read_bag
 from onboard.sources.photos import SUFFIXES as PHOTO_SUFFIXES
 from onboard.sources.video import SUFFIXES as VIDEO_SUFFIXES
 from onboard.telemetry.table import Telemetry
@@ -20,10 +21,12 @@ def read(path: Path) -> Telemetry:
     Raises SourceError where there is none, or the format is not known.
     """
     try:
-        if path.is_dir():
+        if path.is_dir() and not is_bag(path):
             from onboard.telemetry.photos import read_photos
 
             return read_photos(path)
+        if is_bag(path):
+            return read_bag(path)
         with path.open("rb") as file:
             head = file.read(16)
     except OSError as error:
