@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -123,7 +124,10 @@ def test_an_interrupt_ends_all_processes(tmp_path, folder, how, request):
     where = ("--jobs", "2") if how == "jobs" else ("--scheduler", request.getfixturevalue("cluster"))
     command = onboard("replay", *"abab", *where, "--speed", "0.001")
     streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True, "cwd": folder}
-    with subprocess.Popen(command, **streams, env=os.environ | {"TMPDIR": str(tmp_path)}) as process:
+    # A test run in the background of a shell ignores interrupts, and so would its children.
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, **streams, env=environment, preexec_fn=heed) as process:  # noqa: PLW1509
 
         def flying():
             """The replays' processes with their learners; those of a cluster have another parent."""
