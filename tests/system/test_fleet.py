@@ -127,7 +127,7 @@ def test_an_interrupt_ends_all_processes(tmp_path, folder, how, request):
     # A test run in the background of a shell ignores interrupts, and so would its children.
     heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     environment = os.environ | {"TMPDIR": str(tmp_path)}
-    with subprocess.Popen(command, **streams, env=environment, preexec_fn=heed) as process:  # noqa: PLW1509
+    with subprocess.Popen(command, **streams, env=environment, preexec_fn=heed) as process:
 
         def flying():
             """The replays' processes with their learners; those of a cluster have another parent."""
