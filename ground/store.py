@@ -177,10 +177,7 @@ class Store:
         """Store a question with its picture; `guess` is the name of the class. False where it was there already."""
         row = {c.name: getattr(query, c.name) for c in t.queries.c if c.name not in ("n", "drone", "id", "guess")}
         with self._begin() as db:
-            new = _insert_new(db, t.queries, {"drone": drone, "id": str(query.id)}, {**row, "guess": guess})
-            if new:
-                _add_position(db, drone, query)
-        return new
+            return _insert_new(db, t.queries, {"drone": drone, "id": str(query.id)}, {**row, "guess": guess})
 
     def open_queries(self, drone: str, limit: int) -> list[QueryRow]:
         """The first `limit` questions of `drone` without an answer, in the order of their arrival."""
@@ -407,15 +404,13 @@ def _upsert(db: Connection, table: Table, key: dict[str, Any], values: dict[str,
         db.execute(update(table).where(*(table.c[k] == v for k, v in key.items())).values(**values))
 
 
-def _add_position(db: Connection, drone: str, at: Status | Query, always: bool = False) -> None:
-    """Add a track point where the drone has moved. A question may come late: then the track has gone on already."""
+def _add_position(db: Connection, drone: str, at: Status, always: bool) -> None:
+    """Add a track point where the drone has moved. Questions are no points of it: they lie where their tiles do."""
     if at.lat_deg is None or at.lon_deg is None:
         return
     points = select(t.positions).where(t.positions.c.drone == drone).order_by(t.positions.c.n.desc())
     last = db.execute(points.limit(1)).first()
-    if last is not None:
-        if isinstance(at, Query) and at.t_ns <= last.t_ns:
-            return
-        if not always and max(abs(last.lat_deg - at.lat_deg), abs(last.lon_deg - at.lon_deg)) < TRACK_STEP_DEG:
+    if last is not None and not always:
+        if max(abs(last.lat_deg - at.lat_deg), abs(last.lon_deg - at.lon_deg)) < TRACK_STEP_DEG:
             return
     db.execute(insert(t.positions).values(drone=drone, t_ns=at.t_ns, lat_deg=at.lat_deg, lon_deg=at.lon_deg))
