@@ -410,7 +410,6 @@ def _add_position(db: Connection, drone: str, at: Status, always: bool) -> None:
         return
     points = select(t.positions).where(t.positions.c.drone == drone).order_by(t.positions.c.n.desc())
     last = db.execute(points.limit(1)).first()
-    if last is not None and not always:
-        if max(abs(last.lat_deg - at.lat_deg), abs(last.lon_deg - at.lon_deg)) < TRACK_STEP_DEG:
-            return
-    db.execute(insert(t.positions).values(drone=drone, t_ns=at.t_ns, lat_deg=at.lat_deg, lon_deg=at.lon_deg))
+    if last is None or always or max(abs(last.lat_deg - at.lat_deg), abs(last.lon_deg - at.lon_deg)) >= TRACK_STEP_DEG:
+        values = {"drone": drone, "t_ns": at.t_ns, "lat_deg": at.lat_deg, "lon_deg": at.lon_deg}
+        db.execute(insert(t.positions).values(**values))
