@@ -179,3 +179,31 @@ def test_a_bar_where_it_takes_long(capsys, monkeypatch):
     with inspect.slowly("z") as tick:
         tick(1, 1)
     assert "z" not in capsys.readouterr().err
+
+
+def test_a_bag_without_pictures_is_a_log(tmp_path, capsys):
+    from rosbags.rosbag2 import Writer
+    from rosbags.typesys import Stores, get_typestore
+
+    store = get_typestore(Stores.ROS2_HUMBLE)
+    types, kind = store.types, "sensor_msgs/msg/NavSatFix"
+    with Writer(tmp_path / "bag", version=9) as writer:
+        connection = writer.add_connection("/fix", kind, typestore=store)
+        for i in range(20):
+            stamp = types["builtin_interfaces/msg/Time"](sec=1_700_000_000 + i, nanosec=0)
+            message = types[kind](
+                header=types["std_msgs/msg/Header"](stamp=stamp, frame_id="gps"),
+                status=types["sensor_msgs/msg/NavSatStatus"](status=0, service=1),
+                latitude=48.0 + i * 1e-5,
+                longitude=9.0,
+                altitude=400.0 + i,
+                position_covariance=np.zeros(9),
+                position_covariance_type=0,
+            )
+            writer.write(connection, (1_700_000_000 + i) * 10**9, store.serialize_cdr(message, kind))
+    assert main(["inspect", str(tmp_path / "bag"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["frames"] is None
+    position = found["telemetry"]["position"]
+    assert (position["points"], position["duration_s"], position["span_m"]) == (20, 19.0, 19.0)
+    assert position["distance_m"] == pytest.approx(19 * 1.112, rel=0.01)
