@@ -20,9 +20,10 @@ from llvmlite import ir
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from benchmarks.float_graph import IR_VERSION, OPSET, session
+from benchmarks.float_graph import session
 from benchmarks.timing import race
 from models import kernels, plan
+from models.exchange.graph import IR_VERSION, OPSET
 from models.jit import kernel
 from models.kernels import (
     FOUR,
@@ -193,7 +194,7 @@ def product(m: int, n: int, k: int, beta_w: int = BETA_W, beta_a: int = 0) -> Pr
     one, zero = np.ones(n, np.float32), np.zeros(n, np.float32)
     tensors = {"in_shift": np.zeros(k), "bits": bits, "q": q, "s": s, "scale": one, "shift": zero, "slope": one}
     builder = plan.Builder()
-    block = Block(channels=n, kernel=1, beta_w=beta_w, beta_a=beta_a, shortcut=False)
+    block = Block(channels=n, kernel=1, beta_w=beta_w, beta_a=beta_a, shortcut=0)
     builder.block(block, k, int(np.ceil(m**0.5)), tensors)
     builder.layers[0] |= {"pixels": m, "source_pixels": m, "image": m}
     layout = builder.layout(1)

@@ -11,7 +11,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from benchmarks.float_graph import IR_VERSION, OPSET, Graph
+from models.exchange.graph import IR_VERSION, OPSET, Graph
 from models.model import Model, head_shapes
 from models.network import Block, NetworkSpec, Pool, Stem
 

@@ -122,7 +122,10 @@ FIELDS = {
     "short_channels": "channels there before they repeat",
     "short_side": "pixels of a line there",
     "corners": "indices: where the 2 x 2 pixels begin",
-    "repeats": "whether the source has to be written to `short` with its channels repeated",
+    "repeats": "whether its map has to be written to `short` with its channels repeated",
+    "near": "maps: that map",
+    "near_wide": "its channels, padded",
+    "near_channels": "its real channels",
     # what becomes of the output
     "out": "maps: where the output before the pool goes",
     "wide": "its channels, padded",
@@ -356,7 +359,7 @@ def _shortcut(plan: Plan, maps: Floats, layer: Layer, numbers: Rows, first: Inde
 def convolve(plan: Plan, buffers: Buffers, layer: Layer, image: Index, first: Index, last: Index) -> None:
     """Output pixels first .. last - 1 of an image: prelu(gain * sums + shift + shortcut, slope)."""
     out = layer.out + image * layer.pixels * layer.wide
-    begin, short = image * layer.image, layer.short + image * layer.source_pixels * layer.short_wide
+    begin, short = image * layer.image, layer.short + image * layer.short_side * layer.short_side * layer.short_wide
     for group in range(ZERO, layer.tiles, layer.together):
         for p in range(first, last, np.uint64(ROWS)):
             numbers = from_(p, ROW_NUMBERS, last - ONE)
@@ -410,12 +413,12 @@ def _pool(buffers: Buffers, layer: Layer, image: Index, line: Index) -> None:
 
 @kernel(_nrt=False)
 def _repeat(buffers: Buffers, layer: Layer, image: Index) -> None:
-    """The source with its channels repeated, for a shortcut whose channels do not fill whole words."""
-    maps = buffers.maps
-    for p in range(image * layer.source_pixels, (image + ONE) * layer.source_pixels):
+    """What a shortcut adds, with its channels repeated: they do not fill whole words."""
+    maps, pixels = buffers.maps, layer.short_side * layer.short_side
+    for p in range(image * pixels, (image + ONE) * pixels):
         for c in range(layer.short_wide):
             maps[layer.short + p * layer.short_wide + c] = maps[
-                layer.source + p * layer.source_wide + c % layer.channels
+                layer.near + p * layer.near_wide + c % layer.near_channels
             ]
 
 

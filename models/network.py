@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from models.binarize import binarize
+from models.binarize import Layout, binarize
 from models.bits import unpack_signs
 
 Tensors = Mapping[str, NDArray[Any]]
@@ -57,12 +57,13 @@ class Stem(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     channels: Channels
     kernel: Kernel = 3
     stride: Stride = 2
+    valid: bool = False
     pool: Pool | None = None
 
     @property
     def padding(self) -> int:
         """Pixels added on each side, at the mean."""
-        return self.kernel // 2
+        return 0 if self.valid else self.kernel // 2
 
 
 class Block(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -70,7 +71,8 @@ class Block(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     beta_w: entries of K = (kh, kw, c) that share a weight scale (eq. 1); beta_a: channels that share an activation
     scale (eq. 3), 0 for one scale per pixel. valid: without padding, so that a kernel as large as the image makes a
-    dense layer.
+    dense layer. shortcut: how many blocks it goes around, 1 for this one alone, 0 for none; from where it is twice as
+    large, it takes the mean of 2 x 2 pixels, and it repeats channels up to the block's.
     """
 
     channels: Channels
@@ -78,7 +80,7 @@ class Block(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     stride: Stride = 1
     beta_w: Beta = 16
     beta_a: Beta = 0
-    shortcut: bool = True
+    shortcut: Annotated[int, msgspec.Meta(ge=0, le=256)] = 1
     valid: bool = False
     pool: Pool | None = None
 
@@ -92,7 +94,9 @@ class NetworkSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """A whole network. Inputs are (input_size, input_size, 3) tiles; `mean` is the RGB that counts as zero.
 
     taps: numbers of the blocks whose outputs, pooled to mean and (where `deviation`) deviation over the pixels, make
-    the feature vector; beta_f: features that share a scale, 1 for float features.
+    the feature vector; beta_f: features that share a scale, 1 for float features. layout: what makes a row of blocks;
+    `row`, the paper's, is for its tables and does not fly: there, K runs (c, kh, kw), and beta_a counts pixels of a
+    line of a channel, or channels where the image is one pixel.
     """
 
     name: str
@@ -103,6 +107,7 @@ class NetworkSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     taps: Annotated[tuple[int, ...], msgspec.Meta(min_length=1)]
     deviation: bool = True
     beta_f: Beta = 16
+    layout: Layout = "channel"
 
     def __post_init__(self) -> None:
         if any(b <= a for a, b in zip((-1, *self.taps), (*self.taps, len(self.blocks)), strict=True)):
@@ -128,8 +133,9 @@ class NetworkSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
                 raise ValueError(f"network.{name}: a kernel of {layer.kernel} with padding: it must be odd")
             if isinstance(layer, Block):
                 out.append(side)
-                _check_shortcut(name, layer, side)
             side = conv_side(layer, side)
+            if isinstance(layer, Block) and side >= 1:
+                _check_shortcut(name, layer, out, side)
             if side >= 1 and layer.pool:
                 if layer.pool.padding * 2 > layer.pool.size:
                     raise ValueError(f"network.{name}.pool: padding is at most half of its size")
@@ -171,16 +177,20 @@ def conv_side(layer: Stem | Block, side: int) -> int:
     return (side + 2 * layer.padding - layer.kernel) // layer.stride + 1
 
 
-def _check_shortcut(name: str, block: Block, side: int) -> None:
+def _check_shortcut(name: str, block: Block, sides: list[int], side: int) -> None:
+    """sides: of what the blocks up to this one read; side: of its own output."""
     if not block.shortcut:
         return
-    if block.stride > 2 or (block.stride == 2 and side % 2):
+    if block.shortcut > len(sides):
         raise ValueError(
-            f"network.{name}: a shortcut around stride {block.stride} at {side} x {side} pixels: it averages 2 x 2 of "
-            "them, so it takes stride 1, or stride 2 at an even size"
+            f"network.{name}: a shortcut around {block.shortcut} blocks, there are {len(sides)} up to here"
         )
-    if conv_side(block, side) != side // block.stride:
-        raise ValueError(f"network.{name}: a shortcut and no padding: set shortcut = false or valid = false")
+    source = sides[-block.shortcut]
+    if source not in (side, 2 * side):
+        raise ValueError(
+            f"network.{name}: a shortcut from {source} x {source} to {side} x {side} pixels: it adds as many, or means "
+            "of 2 x 2; set shortcut = 0, or another stride, padding or input_size"
+        )
 
 
 def _convolve(x: Floats, weight: Floats, stride: int, padding: int) -> Floats:
@@ -207,14 +217,19 @@ def _prelu(x: Floats, slope: Floats) -> Floats:
     return np.where(x >= 0, x, x * slope).astype(np.float32)
 
 
-def _shortcut(x: Floats, block: Block) -> Floats:
-    """2x2 average pool where the block has stride 2; channels repeated up to the block's, and cut off; 0 without."""
-    if not block.shortcut:
-        return np.zeros(1, np.float32)
-    if block.stride == 2:
-        n, h, w, c = x.shape
+def _shortcut(x: Floats, side: int, channels: int) -> Floats:
+    """The mean of 2 x 2 pixels where x is larger than `side`; its channels repeated, and cut off."""
+    n, h, w, c = x.shape
+    if h > side:
         x = x.reshape(n, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))
-    return x[..., np.arange(block.channels) % x.shape[-1]]
+    return x[..., np.arange(channels) % c]
+
+
+def _binarized(x: Floats, beta: int, layout: Layout) -> Floats:
+    """Activations (N, H, W, C) in blocks along the channels, or along the lines of each channel (eq. 3, 4)."""
+    if layout == "channel" or x.shape[2] == 1:
+        return binarize(x, beta)
+    return binarize(x.transpose(0, 1, 3, 2), beta).transpose(0, 1, 3, 2)
 
 
 def block_weight(spec: NetworkSpec, tensors: Tensors, i: int) -> Floats:
@@ -223,8 +238,10 @@ def block_weight(spec: NetworkSpec, tensors: Tensors, i: int) -> Floats:
     entries = block.kernel**2 * c_in
     signs = unpack_signs(tensors[f"block{i}.bits"], entries)
     q = np.repeat(tensors[f"block{i}.q"].astype(np.float32), block.beta_w or entries, axis=1)[:, :entries]
-    scaled = signs * q * tensors[f"block{i}.s"].astype(np.float32)[:, None]
-    return scaled.reshape(block.channels, block.kernel, block.kernel, c_in).astype(np.float32)
+    scaled = (signs * q * tensors[f"block{i}.s"].astype(np.float32)[:, None]).astype(np.float32)
+    if spec.layout == "row":
+        return scaled.reshape(block.channels, c_in, block.kernel, block.kernel).transpose(0, 2, 3, 1)
+    return scaled.reshape(block.channels, block.kernel, block.kernel, c_in)
 
 
 def forward(spec: NetworkSpec, tensors: Tensors, tiles: NDArray[np.uint8]) -> Floats:
@@ -236,12 +253,15 @@ def forward(spec: NetworkSpec, tensors: Tensors, tiles: NDArray[np.uint8]) -> Fl
     x = tiles[..., ::-1].astype(np.float32) - np.array(spec.mean, np.float32)
     y = _convolve(x, floats("stem.weight"), spec.stem.stride, spec.stem.padding)
     x = _pool(_prelu(y * floats("stem.scale") + floats("stem.shift"), floats("stem.slope")), spec.stem.pool)
-    pooled = []
+    inputs, pooled = [], []
     for i, block in enumerate(spec.blocks):
-        a = binarize(x + floats(f"block{i}.in_shift"), block.beta_a)
+        inputs.append(x)
+        a = _binarized(x + floats(f"block{i}.in_shift"), block.beta_a, spec.layout)
         y = _convolve(a, block_weight(spec, tensors, i), block.stride, block.padding)
         y = y * floats(f"block{i}.scale") + floats(f"block{i}.shift")
-        x = _pool(_prelu(y + _shortcut(x, block), floats(f"block{i}.slope")), block.pool)
+        if block.shortcut:
+            y = y + _shortcut(inputs[-block.shortcut], y.shape[1], block.channels)
+        x = _pool(_prelu(y, floats(f"block{i}.slope")), block.pool)
         if i in spec.taps:
             pooled.append(x.mean(axis=(1, 2)))
             if spec.deviation:

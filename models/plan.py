@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.bits import unpack_signs
+from models.errors import ArtifactError
 from models.kernels import FLIP, LAYER, MAX_Q, NONE, Buffers, Floats, Plan
 from models.network import Block, NetworkSpec, Pool, Stem, conv_side
 from models.simd import BACKEND, WORD_BITS
@@ -87,6 +88,7 @@ class Builder:
 
     def __init__(self) -> None:
         self.layers: list[dict[str, int]] = []
+        self._inputs: list[tuple[int, int]] = []  # channels and side of what each block reads
         self._bytes, self._ints, self._floats = _Arena(np.uint8), _Arena(np.int32), _Arena(np.float32)
         self._indices, self._masks = _Arena(np.uint64), _Arena(np.uint32)
         self._border = np.zeros(3, np.uint8)
@@ -141,16 +143,22 @@ class Builder:
             "span_count": len(cut.spans),
             "short": int(NONE),
         }
+        self._inputs.append((c_in, side))
         if block.shortcut:
-            half = np.arange(0, side if block.stride == 2 else 0, 2)
+            c_in, side = self._inputs[-block.shortcut]
+            halves = side != layer["side"]
+            half = np.arange(0, side if halves else 0, 2)
             repeats = c_in % WORD_BITS != 0 and block.channels > c_in
             layer |= {
                 "short": 0,
+                "around": block.shortcut,
                 "repeats": int(repeats),
                 "short_wide": padded(block.channels if repeats else c_in),
                 "short_channels": padded(block.channels if repeats else c_in),
                 "short_side": side,
-                "halves": int(block.stride == 2),
+                "near_wide": padded(c_in),
+                "near_channels": c_in,
+                "halves": int(halves),
                 "corners": self._indices.add(half[:, None] * side + half),
             }
         gain = tensors["scale"].astype(np.float32) * tensors["s"].astype(np.float32)
@@ -195,12 +203,14 @@ class Builder:
         """The layers so far, in pieces of `images` images; 0 for as many as fit in the cache.
 
         Maps take turns in two places, since a layer reads what the one before it wrote; what a pool reads and what a
-        shortcut repeats have a third and a fourth. Packed inputs take turns too, but not their scales: those of the
+        shortcut repeats have a third and a fourth, and what a shortcut reads after other blocks has one of its own.
+        Packed inputs take turns too, but not their scales: those of the
         borders stay zero.
         """
         sizes = [layer["pixels"] * layer["wide"] for layer in self.layers]
         images = images or max(1, min(MOST_IMAGES, PIECE_BYTES // (4 * max(sizes))))
-        maps, words, scales = _Places(4), _Places(2), 0
+        kept = self._kept()
+        maps, words, scales = _Places(4 + len(set(kept.values()))), _Places(2), 0
         first = self.layers[0]
         source = maps.take(1, first.get("source_wide", 0) * first["source_pixels"] * images)
         for i, layer in enumerate(self.layers):
@@ -210,16 +220,19 @@ class Builder:
                 layer["scale"] = scales
                 scales += layer["image"] * layer["groups"] * images
             if layer.get("repeats"):
-                layer["short"] = maps.take(3, layer["source_pixels"] * layer["short_wide"] * images)
-            result = maps.take(i % 2, layer["result_side"] ** 2 * layer["wide"] * images)
+                layer["short"] = maps.take(3, layer["short_side"] ** 2 * layer["short_wide"] * images)
+            result = maps.take(4 + kept[i] if i in kept else i % 2, layer["result_side"] ** 2 * layer["wide"] * images)
             layer["out"] = maps.take(2, layer["pixels"] * layer["wide"] * images) if "pool" in layer else result
             layer["result"] = source = result
+        for i, layer in enumerate(self.layers):
+            near = i - layer.pop("around", 1)
+            layer["near"] = self.layers[near]["result"] if near >= 0 else layer["source"]
         # Where the places begin is known only now that the largest taker of each is.
         for layer in self.layers:
-            for name, places in (("word", words), ("source", maps), ("out", maps), ("result", maps)):
+            for name, places in (("word", words), ("source", maps), ("near", maps), ("out", maps), ("result", maps)):
                 layer[name] = places.begin(layer.get(name, 0))
             if layer["short"] != int(NONE):
-                layer["short"] = maps.begin(layer["short"]) if layer.get("repeats") else layer["source"]
+                layer["short"] = maps.begin(layer["short"]) if layer.get("repeats") else layer["near"]
         table = np.zeros(len(self.layers), LAYER).view(np.recarray)
         for row, layer in zip(table, self.layers, strict=True):
             for name, value in layer.items():
@@ -234,6 +247,20 @@ class Builder:
         )
         pixels = first["image"] if "stem" in first else 0
         return Layout(plan, images, self._products, pixels * images, self._border, words.size, scales, maps.size)
+
+    def _kept(self) -> dict[int, int]:
+        """Layers whose results are read by a shortcut around several blocks -> places of their own, used in turn."""
+        until: dict[int, int] = {}
+        for i, layer in enumerate(self.layers):
+            if layer.get("around", 1) > 1:
+                until[i - layer["around"]] = i
+        places: dict[int, int] = {}
+        ends: list[int] = []  # of each place, the last layer that reads it
+        for i, end in sorted(until.items()):
+            free = [place for place, last in enumerate(ends) if last < i]
+            places[i] = free[0] if free else len(ends)
+            ends[places[i] : places[i] + 1] = [end]
+        return places
 
 
 class _Places:
@@ -286,7 +313,11 @@ class Layout:
 
 
 def of_network(spec: NetworkSpec, tensors: Tensors) -> Layout:
-    """The layout of a whole network."""
+    """The layout of a whole network. Raises ArtifactError for one in the paper's layout."""
+    if spec.layout != "channel":
+        raise ArtifactError(
+            f"network {spec.name!r} has the layout {spec.layout!r}, which does not fly; train 'channel'"
+        )
     builder, column = Builder(), 0
     builder.stem(spec.stem, spec.input_size, spec.mean, _own(tensors, "stem."))
     for i, (block, c_in, side) in enumerate(zip(spec.blocks, spec.block_inputs(), spec.sides(), strict=False)):

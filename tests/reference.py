@@ -77,8 +77,11 @@ def prelu(y, slope):
     return np.maximum(y, 0) + slope * np.minimum(y, 0)
 
 
-def block(x, tensors, own):
-    """A binary block: float32 x (N, H, W, Cin) -> float64 (N, H', W', channels); tensors without their prefix."""
+def block(x, tensors, own, near=None):
+    """A binary block: float32 x (N, H, W, Cin) -> float64 (N, H', W', channels); tensors without their prefix.
+
+    near: what the shortcut begins with, where that is not x.
+    """
     channels, kernel, stride = own.channels, own.kernel, own.stride
     c_in = x.shape[-1]
     shifted = x.astype(np.float32) + tensors["in_shift"]  # in float32 as it is specified: it decides the signs
@@ -88,10 +91,10 @@ def block(x, tensors, own):
     y = y * tensors["scale"].astype(np.float64) + tensors["shift"]
     if not own.shortcut:
         return pool(prelu(y, tensors["slope"].astype(np.float64)), own.pool)
-    short = x.astype(np.float64)
-    if stride == 2:
+    short = (x if near is None else near).astype(np.float64)
+    if short.shape[1] > y.shape[1]:
         short = (short[:, ::2, ::2] + short[:, 1::2, ::2] + short[:, ::2, 1::2] + short[:, 1::2, 1::2]) / 4
-    short = np.concatenate([short] * (channels // c_in + 1), axis=-1)[..., :channels]
+    short = np.concatenate([short] * (channels // short.shape[-1] + 1), axis=-1)[..., :channels]
     return pool(prelu(y + short, tensors["slope"].astype(np.float64)), own.pool)
 
 
@@ -107,10 +110,11 @@ def forward(model, tiles):
     """The feature vector before it is binarized: uint8 BGR (N, S, S, 3) -> float64 (N, F)."""
     spec = model.spec
     x = stem(tiles, model.tensors, spec).astype(np.float32)
-    pooled = []
+    pooled, inputs = [], []
     for i, layer in enumerate(spec.blocks):
+        inputs.append(x)
         own = {name.split(".")[1]: t for name, t in model.tensors.items() if name.startswith(f"block{i}.")}
-        y = block(x, own, layer)
+        y = block(x, own, layer, inputs[-max(1, layer.shortcut)])
         if i in spec.taps:
             flat = y.reshape(len(y), -1, layer.channels)
             mean = flat.mean(axis=1)

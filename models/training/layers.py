@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from models.binarize import Layout
 from models.bits import pack_signs
 from models.network import POOL_EPSILON, STEM_MAX, Block, NetworkSpec, Pool, Stem
 
@@ -59,6 +60,11 @@ def binarize(x: Tensor, beta: int) -> Tensor:
     return _Binarize.apply(x, beta)  # type: ignore[no-any-return, no-untyped-call]
 
 
+def quantize(x: Tensor, beta: int) -> Tensor:
+    """`binarize`, but a layer at beta = 1 is in full precision: eq. 5 would count its gradient twice within [-1, 1]."""
+    return x if beta == 1 else binarize(x, beta)
+
+
 class _Round(torch.autograd.Function):
     """Round to integers; the gradient passes straight through."""
 
@@ -102,30 +108,46 @@ class StemConvolution(nn.Module):
 
 
 class BinaryBlock(nn.Module):
-    """One `Block`: shift, binarize, convolve, BatchNorm, shortcut, PReLU, pool. NCHW, any height and width."""
+    """One `Block`: shift, binarize, convolve, BatchNorm, shortcut, PReLU, pool. NCHW, any height and width.
 
-    def __init__(self, spec: Block, c_in: int) -> None:
+    real_weight: while it is set, the weights take part as they are (the first stage of two-stage training).
+    """
+
+    def __init__(self, spec: Block, c_in: int, layout: Layout = "channel") -> None:
         super().__init__()
         k = spec.kernel
-        self.spec = spec
+        self.spec, self.layout, self.real_weight = spec, layout, False
         self.in_shift = nn.Parameter(torch.zeros(c_in))
         self.weight = nn.Parameter(torch.randn(spec.channels, k, k, c_in) * (2 / (k * k * c_in)) ** 0.5)
         self.norm = nn.BatchNorm2d(spec.channels)
         self.act = nn.PReLU(spec.channels)
 
-    def binary_weight(self) -> Tensor:
-        """W~ as (out, k, k, in)."""
-        return binarize(self.weight.flatten(1), self.spec.beta_w).view_as(self.weight)
+    def rows(self) -> Tensor:
+        """The latent weights as rows of blocks, (out, K)."""
+        return (self.weight.permute(0, 3, 1, 2) if self.layout == "row" else self.weight).flatten(1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, Cin, H, W) -> (N, Cout, H', W')."""
+    def binary_weight(self) -> Tensor:
+        """W~ as (out, in, k, k)."""
+        rows, (out, k, _, c_in) = quantize(self.rows(), self.spec.beta_w), self.weight.shape
+        if self.layout == "row":
+            return rows.view(out, c_in, k, k)
+        return rows.view(out, k, k, c_in).permute(0, 3, 1, 2)
+
+    def binary_input(self, x: Tensor) -> Tensor:
+        """(N, Cin, H, W) in blocks along the channels, or along the lines (`NetworkSpec.layout`)."""
+        if self.layout == "row" and x.shape[3] > 1:
+            return quantize(x + self.in_shift[:, None, None], self.spec.beta_a)
+        return quantize(x.permute(0, 2, 3, 1) + self.in_shift, self.spec.beta_a).permute(0, 3, 1, 2)
+
+    def forward(self, x: Tensor, near: Tensor | None = None) -> Tensor:
+        """(N, Cin, H, W), and what the shortcut begins with where that is not x -> (N, Cout, H', W')."""
         spec = self.spec
-        a = binarize(x.permute(0, 2, 3, 1) + self.in_shift, spec.beta_a).permute(0, 3, 1, 2)
-        weight = self.binary_weight().permute(0, 3, 1, 2)
-        y = self.norm(F.conv2d(a, weight, stride=spec.stride, padding=spec.padding))
+        weight = self.weight.permute(0, 3, 1, 2) if self.real_weight else self.binary_weight()
+        y = self.norm(F.conv2d(self.binary_input(x), weight, stride=spec.stride, padding=spec.padding))
         if spec.shortcut:
-            x = F.avg_pool2d(x, 2) if spec.stride == 2 else x
-            y = y + x.repeat(1, -(-spec.channels // x.shape[1]), 1, 1)[:, : spec.channels]
+            near = x if near is None else near
+            near = F.avg_pool2d(near, 2) if near.shape[2] > y.shape[2] else near
+            y = y + near.repeat(1, -(-spec.channels // near.shape[1]), 1, 1)[:, : spec.channels]
         return pool(self.act(y), spec.pool)
 
 
@@ -139,16 +161,17 @@ class Net(nn.Module):
         self.stem_norm = nn.BatchNorm2d(spec.stem.channels)
         self.stem_act = nn.PReLU(spec.stem.channels)
         pairs = zip(spec.blocks, spec.block_inputs(), strict=True)
-        self.blocks = nn.ModuleList(BinaryBlock(block, c_in) for block, c_in in pairs)
+        self.blocks = nn.ModuleList(BinaryBlock(block, c_in, spec.layout) for block, c_in in pairs)
         self.feature_norm = nn.BatchNorm1d(spec.feature_count)
         self.head = nn.Linear(spec.feature_count, classes)
 
     def features(self, x: Tensor) -> Tensor:
         """The feature vector before it is binarized, (N, F)."""
         x = pool(self.stem_act(self.stem_norm(self.stem(x))), self.spec.stem.pool)
-        pooled = []
+        inputs, pooled = [], []
         for i, block in enumerate(self.blocks):
-            x = block(x)
+            inputs.append(x)
+            x = block(x, inputs[-max(1, self.spec.blocks[i].shortcut)])
             if i in self.spec.taps:
                 mean = x.mean((2, 3))
                 pooled.append(mean)
@@ -159,7 +182,7 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, classes)."""
-        return self.head(binarize(self.features(x), self.spec.beta_f))  # type: ignore[no-any-return]
+        return self.head(quantize(self.features(x), self.spec.beta_f))  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def clip(self) -> None:
@@ -188,7 +211,7 @@ def canonical(net: Net) -> dict[str, NDArray[np.generic]]:
     }
     for i, block in enumerate(net.blocks):
         assert isinstance(block, BinaryBlock)
-        latent = block.weight.flatten(1)
+        latent = block.rows()
         beta = block.spec.beta_w or latent.shape[1]
         delta = binarize(latent, beta).abs()[:, ::beta]
         s = delta.amax(1) / Q_MAX

@@ -104,7 +104,7 @@ def test_a_model_that_cannot_be_computed(place, capsys):
     assert whole.count(b'input_size\\":16') == 1
     path.write_bytes(whole.replace(b'input_size\\":16', b'input_size\\":18'))
     said = only(place, capsys, "model", model=f'[model]\nartifact = "{path}"')
-    assert "network.blocks[0]: a shortcut around stride 2 at 9 x 9 pixels" in said
+    assert "network.blocks[0]: a shortcut from 9 x 9 to 5 x 5 pixels" in said
 
 
 def test_another_model_that_can(place, capsys):

@@ -45,17 +45,29 @@ ODD = network(
 
 
 POOLED = network(
-    Block(channels=24, shortcut=False, pool=Pool(size=3, stride=2, padding=1)),
-    Block(channels=40, kernel=1, shortcut=False, pool=Pool(kind="mean", size=3, stride=1)),
+    Block(channels=24, shortcut=0, pool=Pool(size=3, stride=2, padding=1)),
+    Block(channels=40, kernel=1, shortcut=0, pool=Pool(kind="mean", size=3, stride=1)),
     Block(channels=64, beta_a=32),
-    Block(channels=70, kernel=2, valid=True, shortcut=False, beta_w=32),
+    Block(channels=70, kernel=2, valid=True, shortcut=0, beta_w=32),
     taps=(2, 3),
     size=28,
     channels=10,
     pool=Pool(),
 )
+FAR = network(
+    Block(channels=24, shortcut=0),
+    Block(channels=40, shortcut=2, beta_w=8),
+    Block(channels=40, stride=2, shortcut=0),
+    Block(channels=70, shortcut=2),
+    Block(channels=33, shortcut=2, stride=2),
+    Block(channels=33, shortcut=1),
+    Block(channels=64, shortcut=2),
+    taps=(3, 6),
+    size=32,
+    channels=10,
+)
 DENSE = msgspec.structs.replace(POOLED, deviation=False, beta_f=1)
-ALL = pytest.mark.parametrize("spec", [EVEN, ODD, POOLED, DENSE], ids=["even", "odd", "pooled", "dense"])
+ALL = pytest.mark.parametrize("spec", [EVEN, ODD, POOLED, FAR, DENSE], ids=["even", "odd", "pooled", "far", "dense"])
 PIECE = 8
 """Images that go through these networks together: all are small."""
 
@@ -191,11 +203,12 @@ def test_other_tiles_are_refused(bad):
 @pytest.mark.parametrize(
     ("block", "more", "message"),
     [
-        (Block(channels=8, stride=2), {"size": 10}, "shortcut around stride 2 at 5 x 5"),
+        (Block(channels=8, stride=2), {"size": 10}, "shortcut from 5 x 5 to 3 x 3"),
         (Block(channels=8, kernel=2), {}, "kernel of 2 with padding"),
-        (Block(channels=8, stride=3), {}, "shortcut around stride 3"),
-        (Block(channels=8, valid=True), {}, "shortcut and no padding"),
-        (Block(channels=8, kernel=9, valid=True, shortcut=False), {}, "nothing is left"),
+        (Block(channels=8, stride=3), {}, "shortcut from 8 x 8 to 3 x 3"),
+        (Block(channels=8, valid=True), {}, "shortcut from 8 x 8 to 6 x 6"),
+        (Block(channels=8, shortcut=2), {}, "around 2 blocks, there are 1"),
+        (Block(channels=8, kernel=9, valid=True, shortcut=0), {}, "nothing is left"),
         (Block(channels=8, pool=Pool(size=2, padding=2)), {}, "padding is at most half"),
         (Block(channels=8, pool=Pool(size=9)), {}, "nothing is left"),
         (Block(channels=8), {"kernel": 4}, "stem: a kernel of 4"),

@@ -71,9 +71,8 @@ def test_the_recipe_of_the_zoo_is_read():
         ("taps = [0, 1]", "taps = []", r"length >= 1 - at `\$.network.taps`"),
         ("channels = 16", "channels = 16, kernel = 4", "network.stem: a kernel of 4 with padding: it must be odd"),
         ("beta_w = 24", "kernel = 2", r"network.blocks\[1\]: a kernel of 2 with padding: it must be odd"),
-        ("beta_w = 24", "stride = 3", r"network.blocks\[1\]: a shortcut around stride 3 at 8 x 8"),
-        ("input_size = 32", "input_size = 34", r"network.blocks\[0\]: a shortcut around stride 2 at 17 x 17 pixels"),
-        ("input_size = 32", "input_size = 2", r"network.blocks\[0\]: a shortcut around stride 2 at 1 x 1 pixels"),
+        ("beta_w = 24", "stride = 3", r"network.blocks\[1\]: a shortcut from 8 x 8 to 3 x 3"),
+        ("input_size = 32", "input_size = 34", r"network.blocks\[0\]: a shortcut from 17 x 17 to 9 x 9 pixels"),
         ("input_size = 32", "input_size = 0", r"at `\$.network.input_size`"),
         ("epochs = 6", "epochs =", r"line 3"),
     ],
@@ -92,7 +91,7 @@ def test_blocks_of_stride_2_shrink_the_next_blocks_input(tmp_path):
     three = "blocks = [{ channels = 8, stride = 2 }, { channels = 8, stride = 2 }, { channels = 8, stride = 2 }]"
     text = re.sub(r"blocks = .*", three, recipe_text())
     assert len(read(recipe_file(tmp_path, text))[0].network.blocks) == 3
-    with pytest.raises(RecipeError, match=r"blocks\[2\]: a shortcut around stride 2 at 5 x 5 pixels"):
+    with pytest.raises(RecipeError, match=r"blocks\[2\]: a shortcut from 5 x 5 to 3 x 3 pixels"):
         read(recipe_file(tmp_path, text.replace("input_size = 32", "input_size = 40")))
 
 
