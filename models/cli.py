@@ -1,4 +1,4 @@
-"""The command `hadanet`: look into an artifact, train one."""
+"""The command `hadanet`: look into an artifact, train one, exchange it with ONNX."""
 
 import argparse
 import json
@@ -45,8 +45,25 @@ def _train(args: argparse.Namespace) -> int:
         if error.name != "torch":
             raise
         raise HadanetError("training needs PyTorch: pip install 'hadanet-uav[train]'") from error
-    scores = trainer.run(args.recipe, args.out)
+    scores = trainer.run(args.recipe, args.out, resume=args.resume, epochs=args.epochs, seed=args.seed)
     sys.stdout.write(f"{args.out}: {json.dumps(scores)}\n")
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    try:
+        from models.exchange import export
+    except ModuleNotFoundError as error:
+        if error.name != "onnx":
+            raise
+        raise HadanetError("ONNX files need the package onnx: pip install 'hadanet-uav[onnx]'") from error
+    model = artifact.load(args.artifact)
+    export.save(model, args.out)
+    agreement = export.agreement(model, args.out)
+    sys.stdout.write(
+        f"{args.out}: {args.out.stat().st_size} bytes; input {export.INPUT} float32 (n, 3, S, S) RGB 0..255, "
+        f"output {export.OUTPUT}\nONNX Runtime against the packed kernels: {agreement}\n"
+    )
     return 0
 
 
@@ -58,11 +75,20 @@ def parser() -> argparse.ArgumentParser:
     info.add_argument("artifact", type=Path, nargs="?", default=artifact.DEFAULT)
     info.add_argument("--json", action="store_true", help="one line of JSON")
     info.set_defaults(run=_info)
+    export = verbs.add_parser(
+        "export", help="write a model as ONNX", epilog="example: hadanet export my.safetensors --out my.onnx"
+    )
+    export.add_argument("artifact", type=Path, nargs="?", default=artifact.DEFAULT)
+    export.add_argument("--out", type=Path, required=True, help="the ONNX file to write")
+    export.set_defaults(run=_export)
     train = verbs.add_parser(
         "train", help="train a network", epilog="example: hadanet train models/zoo/default.toml --out my.safetensors"
     )
     train.add_argument("recipe", type=Path)
     train.add_argument("--out", type=Path, required=True, help="the artifact to write")
+    train.add_argument("--resume", action="store_true", help="go on where the last run that would write OUT stopped")
+    train.add_argument("--epochs", type=int, help="in place of the recipe's")
+    train.add_argument("--seed", type=int, help="in place of the recipe's")
     train.set_defaults(run=_train)
     return top
 

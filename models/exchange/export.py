@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 
+from models.engine import Engine
 from models.errors import ArtifactError
 from models.exchange.graph import Floats, Graph
 from models.model import Model
@@ -43,6 +45,21 @@ def save(model: Model, path: Path) -> None:
         path.write_bytes(content)
     except OSError as error:
         raise ArtifactError(f"{path}: cannot be written: {error.strerror}; choose another folder") from error
+
+
+def agreement(model: Model, path: Path, tiles: int = 16) -> str:
+    """In words, how near ONNX Runtime comes to the engine on random tiles; a model that does not fly has no other."""
+    if model.spec.layout != "channel":
+        return "not compared, the layout of this model does not fly"
+    size = model.spec.input_size
+    images = np.random.default_rng(0).integers(0, 256, (tiles, size, size, 3), np.uint8)
+    rgb = np.ascontiguousarray(images[..., ::-1].transpose(0, 3, 1, 2), np.float32)
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (got,) = session.run([OUTPUT], {INPUT: rgb})
+    engine = Engine(model)
+    want = engine.logits(engine.features(images))
+    far = np.abs(got - want).max(1)
+    return f"logits differ by at most {far.max():.2g} (median {np.median(far):.2g}) on {tiles} random images"
 
 
 def features(

@@ -3,12 +3,13 @@
 # Whether torch is installed decides which ignores below are needed, so none is reported as unused.
 # mypy: no-warn-unused-ignores
 
+import contextlib
 import math
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
-import cv2
 import msgspec
 import numpy as np
 import torch
@@ -23,47 +24,20 @@ from models.engine import Engine
 from models.errors import ArtifactError, RecipeError
 from models.model import Model
 from models.network import HEAD_STEP
+from models.training import checkpoint
 from models.training.datasets import Dataset, load
 from models.training.layers import SPREAD, Net, canonical
-from models.training.recipe import Augment, Recipe, read
+from models.training.recipe import Recipe, read
+from models.training.teacher import OnnxTeacher
+from models.training.views import as_tiles, scored_tiles, views
 
-
-def views(images: Tensor, size: int, augment: Augment, random: torch.Generator) -> Tensor:
-    """Random views of uint8 (N, 3, H, W) as float (N, 3, size, size) in 0..255."""
-    n = images.shape[0]
-
-    def uniform(*shape: int) -> Tensor:
-        return torch.rand(*shape, generator=random)
-
-    def factor(width: float, channels: int = 1) -> Tensor:
-        return torch.exp((uniform(n, channels, 1, 1) * 2 - 1) * width)
-
-    angle = uniform(n) * 2 * math.pi
-    scale = torch.exp(uniform(n) * -math.log(augment.min_scale) + math.log(augment.min_scale))
-    mirror = (uniform(n) < 0.5).float() * 2 - 1
-    cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
-    dx, dy = ((uniform(2, n) * 2 - 1) * (1 - scale)).unbind(0)
-    affine = torch.stack([torch.stack([cos * mirror, -sin, dx], 1), torch.stack([sin * mirror, cos, dy], 1)], 1)
-    grid = F.affine_grid(affine, [n, 3, 2 * size, 2 * size], align_corners=False)
-    x = F.grid_sample(images.float(), grid, padding_mode="reflection", align_corners=False)
-    x = F.avg_pool2d(x, 2)  # sampled twice as fine first, so that a shrunk view is not aliased
-    mean = x.mean((1, 2, 3), keepdim=True)
-    x = ((x - mean) * factor(augment.contrast) + mean) * factor(augment.gain) * factor(augment.tint, 3)
-    x = x + torch.randn(x.shape, generator=random) * uniform(n, 1, 1, 1) * augment.noise
-    return x.clamp(0, 255)
+Scores = dict[str, float]
 
 
 def accuracy(model: Model, tiles: NDArray[np.uint8], labels: NDArray[np.int64]) -> float:
     """Share of tiles that the packed model, as it flies, gets right."""
     engine = Engine(model)
     return float((engine.logits(engine.features(tiles)).argmax(1) == labels).mean())
-
-
-def scored_tiles(data: Dataset, size: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """The test split as tiles of a network, uint8 (n, size, size, 3) BGR, and their labels."""
-    images = data.images[data.test]
-    tiles = np.stack([cv2.resize(i, (size, size), interpolation=cv2.INTER_AREA) for i in images])
-    return tiles.astype(np.uint8, copy=False), data.labels[data.test]
 
 
 def finished(net: Net, class_names: tuple[str, ...]) -> Model:
@@ -78,76 +52,249 @@ def finished(net: Net, class_names: tuple[str, ...]) -> Model:
     return Model(net.spec, canonical(net) | head, class_names)
 
 
-def train(recipe: Recipe, data: Dataset, progress: Progress) -> tuple[Model, dict[str, float]]:
-    """Follow the recipe, show how far it is; returns the model and its scores on the data set's test split.
+class Run:
+    """A training run: a network, what it learns from, and how far it is.
 
-    The same recipe, data, PyTorch and number of threads give the same model. Raises RecipeError where the batch is
-    larger than the training split, or the loss does not stay finite.
+    The same recipe, data, PyTorch and number of threads give the same model, also after a stop. Raises RecipeError
+    where the batch is larger than the training split, or the teacher does not fit.
     """
-    torch.manual_seed(recipe.seed)
-    random = torch.Generator().manual_seed(recipe.seed)
-    spec = recipe.network
-    net = Net(spec, len(data.class_names)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    Engine(finished(net, data.class_names))  # what flies must take this network: better to know it now than at the end
-    images = torch.from_numpy(np.ascontiguousarray(data.images[~data.test][..., ::-1])).permute(0, 3, 1, 2)
-    labels = torch.from_numpy(data.labels[~data.test])
-    mean = torch.tensor(spec.mean).view(1, 3, 1, 1)
-    steps = len(images) // recipe.batch
-    if not steps:
-        raise RecipeError(f"batch = {recipe.batch} is more than the {len(images)} training images of {data.name}")
-    optimizer = torch.optim.Adam(net.parameters(), lr=recipe.learning_rate)
-    total_steps = recipe.epochs * steps
-    # OneCycleLR counts the steps between the ends of the warm-up, so a warm-up of one step divides by zero
-    warm_up = recipe.warm_up if recipe.warm_up * total_steps > 1 else 0.0
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, recipe.learning_rate, total_steps=total_steps, pct_start=warm_up
-    )
-    start = time.monotonic()
+
+    def __init__(self, recipe: Recipe, data: Dataset, folder: Path = Path()) -> None:
+        """folder: of the recipe, where a teacher's file lies."""
+        torch.manual_seed(recipe.seed)
+        self.recipe, self.data, self.epoch, self.best = recipe, data, 0, -1.0
+        self.history: list[Scores] = []
+        self.spec = recipe.network
+        self.random = torch.Generator().manual_seed(recipe.seed)
+        net = Net(self.spec, len(data.class_names))
+        self.net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        finished(self.net, data.class_names)  # what flies must take this network: better to know it now
+        self.flies = self.spec.layout == "channel"
+        if self.flies:
+            Engine(finished(self.net, data.class_names))
+        held = np.zeros(len(data.labels), np.bool_)
+        candidates = np.flatnonzero(~data.test)
+        shuffled = np.random.default_rng(recipe.seed).permutation(candidates)
+        held[shuffled[: round(recipe.validation * len(candidates))]] = True
+        trained = ~data.test & ~held
+        self.images = torch.from_numpy(np.ascontiguousarray(data.images[trained][..., ::-1])).permute(0, 3, 1, 2)
+        self.labels = torch.from_numpy(data.labels[trained])
+        self.held = as_tiles(data.images[held], self.spec.input_size), data.labels[held]
+        self.scored = scored_tiles(data, self.spec.input_size)
+        self.mean = torch.tensor(self.spec.mean).view(1, 3, 1, 1)
+        self.steps = len(self.images) // recipe.batch
+        if not self.steps:
+            raise RecipeError(
+                f"batch = {recipe.batch} is more than the {len(self.images)} training images of {data.name}"
+            )
+        classes = len(data.class_names)
+        self.teacher = recipe.teacher and OnnxTeacher(recipe.teacher, folder, self.spec.input_size, classes)
+        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=recipe.learning_rate)
+        self.mean_net: dict[str, Tensor] = {}
+        self.kept: dict[str, Tensor] = {}
+
+    @property
+    def done(self) -> bool:
+        """Whether the last epoch is over, or no more are worth it."""
+        since = self.epoch - max((i for i, s in enumerate(self.history, 1) if s.get("best")), default=0)
+        return self.epoch >= self.recipe.epochs or 0 < self.recipe.patience <= since
+
+    def run_epoch(self, progress: Progress) -> None:
+        """One more epoch, and its scores at the end of `history`. Raises RecipeError where the loss diverges."""
+        recipe, net, total = self.recipe, self.net.train(), 0.0
+        self._enter_stage()
+        task = progress.tasks[0].id if progress.tasks else progress.add_task("", total=recipe.epochs * self.steps)
+        progress.update(task, completed=self.epoch * self.steps)
+        order = torch.randperm(len(self.images), generator=self.random)
+        for step in range(self.steps):
+            self.optimizer.param_groups[0]["lr"] = recipe.rate(self.epoch * self.steps + step, self.steps)
+            picked = order[step * recipe.batch : (step + 1) * recipe.batch]
+            x = views(self.images[picked], self.spec.input_size, recipe.augment, self.random)
+            with self._precision():
+                logits = net((x - self.mean) / SPREAD).float()
+            loss = F.cross_entropy(logits, self.labels[picked], label_smoothing=recipe.label_smoothing)
+            if self.teacher:
+                loss = self.teacher.loss(logits, x, loss)
+            if not math.isfinite(loss.item()):
+                raise RecipeError(
+                    f"epoch {self.epoch + 1} of {recipe.epochs}: the loss is {loss.item()}; "
+                    f"lower learning_rate ({recipe.learning_rate})"
+                )
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.optimizer.step()
+            net.clip()
+            self._follow(step)
+            total += loss.item()
+            progress.advance(task)
+        self.epoch += 1
+        self._score(total / self.steps)
+        last = self.history[-1]
+        progress.update(
+            task,
+            description=f"{self.spec.name} epoch {self.epoch}/{recipe.epochs} loss {last['loss']:.3f} "
+            f"test {last['test_accuracy']:.2%}",
+        )
+
+    def model(self) -> Model:
+        """What the run has come to: the best epoch on the validation images, or the last one, or the running mean."""
+        current = {name: tensor.clone() for name, tensor in self.net.state_dict().items()}
+        self.net.load_state_dict(self.kept or self.mean_net or current)
+        model = finished(self.net, self.data.class_names)
+        self.net.load_state_dict(current)
+        return model
+
+    def scores(self) -> Scores:
+        """Of the test split: of the model, and the best epoch's, which the model need not be."""
+        best = max(self.history, key=lambda s: s["test_accuracy"])
+        return {
+            "test_accuracy": self._accuracy(*self.scored, self.kept or self.mean_net),
+            "best_test_accuracy": best["test_accuracy"],
+            "best_epoch": 1 + self.history.index(best),
+            "last_test_accuracy": self.history[-1]["test_accuracy"],
+            "epochs": self.epoch,
+        }
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """All that `restore` needs."""
+        tensors = {f"net.{name}": tensor for name, tensor in self.net.state_dict().items()}
+        tensors |= {f"mean.{name}": tensor for name, tensor in self.mean_net.items()}
+        tensors |= {f"kept.{name}": tensor for name, tensor in self.kept.items()}
+        for i, moments in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"adam.{i}.{name}": value for name, value in moments.items()}
+        tensors["random"] = self.random.get_state()
+        about = {
+            "epoch": str(self.epoch),
+            "best": repr(self.best),
+            "history": msgspec.json.encode(self.history).decode(),
+        }
+        return tensors, about
+
+    def restore(self, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
+        """Go on from a state."""
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+        self.net.load_state_dict(part("net."))
+        self.mean_net, self.kept = part("mean."), part("kept.")
+        self.random.set_state(tensors["random"])
+        self.epoch, self.best = int(about["epoch"]), float(about["best"])
+        self.history = msgspec.json.decode(about["history"], type=list[Scores])
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in part("adam.").items():
+            number, _, moment = name.partition(".")
+            moments.setdefault(int(number), {})[moment] = tensor
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+
+    def _precision(self) -> contextlib.AbstractContextManager[object]:
+        if self.recipe.precision == "bfloat16":
+            return torch.autocast("cpu", torch.bfloat16)
+        return contextlib.nullcontext()
+
+    def _enter_stage(self) -> None:
+        for block in self.net.blocks:
+            block.real_weight = self.epoch < self.recipe.real_epochs  # type: ignore[assignment]
+        if self.epoch == self.recipe.real_epochs:
+            self.optimizer = torch.optim.Adam(self.net.parameters(), lr=self.recipe.learning_rate)
+
+    def _follow(self, step: int) -> None:
+        """The running mean of all weights and statistics, in the last half of the last stage."""
+        recipe = self.recipe
+        begin = (recipe.epochs + recipe.real_epochs) * self.steps // 2
+        if not recipe.ema or self.epoch * self.steps + step < begin:
+            return
+        with torch.no_grad():
+            for name, tensor in self.net.state_dict().items():
+                if name not in self.mean_net or not tensor.is_floating_point():
+                    self.mean_net[name] = tensor.clone()
+                else:
+                    self.mean_net[name].lerp_(tensor, 1 - recipe.ema)
+
+    def _score(self, loss: float) -> None:
+        now = {"loss": loss, "test_accuracy": self._accuracy(*self.scored, self.mean_net)}
+        if len(self.held[1]):
+            now["validation_accuracy"] = self._accuracy(*self.held, self.mean_net)
+            if now["validation_accuracy"] > self.best and self.epoch > self.recipe.real_epochs:
+                self.best, now["best"] = now["validation_accuracy"], 1.0
+                state = self.mean_net or self.net.state_dict()
+                self.kept = {name: tensor.clone() for name, tensor in state.items()}
+        self.history.append(now)
+
+    @torch.no_grad()
+    def _accuracy(self, tiles: NDArray[np.uint8], labels: NDArray[np.int64], state: Mapping[str, Tensor]) -> float:
+        """Of the net with another state where there is one, in float: the packed model is scored once, at the end."""
+        current = {name: tensor.clone() for name, tensor in self.net.state_dict().items()} if state else {}
+        if state:
+            self.net.load_state_dict(state)
+        self.net.eval()
+        right = 0
+        for first in range(0, len(tiles), 250):
+            rgb = torch.from_numpy(np.ascontiguousarray(tiles[first : first + 250, ..., ::-1])).permute(0, 3, 1, 2)
+            with self._precision():
+                logits = self.net((rgb.float() - self.mean) / SPREAD)
+            right += int((logits.argmax(1).numpy() == labels[first : first + 250]).sum())
+        if state:
+            self.net.load_state_dict(current)
+        return right / max(1, len(labels))
+
+
+def train(recipe: Recipe, data: Dataset, progress: Progress, folder: Path = Path()) -> tuple[Model, Scores]:
+    """Follow the recipe, show how far it is; returns the model and its scores on the data set's test split."""
+    run, start = Run(recipe, data, folder), time.monotonic()
     with progress:
-        task = progress.add_task(f"training {spec.name}", total=total_steps)
-        for epoch in range(1, recipe.epochs + 1):
-            order, total = torch.randperm(len(images), generator=random), 0.0
-            for step in range(steps):
-                picked = order[step * recipe.batch : (step + 1) * recipe.batch]
-                x = (views(images[picked], spec.input_size, recipe.augment, random) - mean) / SPREAD
-                loss = F.cross_entropy(net(x), labels[picked], label_smoothing=recipe.label_smoothing)
-                if not math.isfinite(loss.item()):
-                    raise RecipeError(
-                        f"epoch {epoch} of {recipe.epochs}: the loss is {loss.item()}; "
-                        f"lower learning_rate ({recipe.learning_rate})"
-                    )
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-                schedule.step()
-                net.clip()
-                total += loss.item()
-                progress.advance(task)
-            progress.update(task, description=f"{spec.name} epoch {epoch}/{recipe.epochs} loss {total / steps:.3f}")
-    model = finished(net, data.class_names)
-    return model, {
-        "test_accuracy": accuracy(model, *scored_tiles(data, spec.input_size)),
-        "train_seconds": round(time.monotonic() - start, 1),
-    }
+        while not run.done:
+            run.run_epoch(progress)
+    return result(run, time.monotonic() - start)
 
 
-def run(recipe_path: Path, out: Path) -> dict[str, float]:
+def result(run: Run, seconds: float) -> tuple[Model, Scores]:
+    """The model and its scores: of the packed network where it flies."""
+    model, scores = run.model(), run.scores()
+    if run.flies:
+        scores["test_accuracy"] = accuracy(model, *run.scored)
+    return model, {**scores, "train_seconds": round(seconds, 1)}
+
+
+def run(
+    recipe_path: Path, out: Path, *, resume: bool = False, epochs: int | None = None, seed: int | None = None
+) -> Scores:
     """Train what `recipe_path` says and write the artifact `out`, with recipe, data hash and scores inside.
 
-    Raises RecipeError for a recipe or data that cannot be used, and ArtifactError where `out` cannot be written; all
-    but a diverging loss are found before the training begins. Progress goes to stderr.
+    epochs, seed: in place of the recipe's. Each epoch is kept beside `out`, from where `resume` goes on. Raises
+    RecipeError for a recipe or data that cannot be used, and ArtifactError where `out` cannot be written; all but a
+    diverging loss are found before the training begins. Progress goes to stderr.
     """
     recipe, text = read(recipe_path)
+    changed = {name: value for name, value in (("epochs", epochs), ("seed", seed)) if value is not None}
+    try:
+        recipe = msgspec.convert({**msgspec.to_builtins(recipe), **changed}, Recipe)
+    except msgspec.ValidationError as error:
+        raise RecipeError(f"{recipe_path}, with the command line's {', '.join(changed)}: {error}") from error
     check_writable(out)
-    data = load(recipe.dataset)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    model, scores = train(recipe, data, Progress(*columns, console=Console(stderr=True)))
+    data = load(recipe.dataset, recipe.network.input_size, recipe_path.parent)
     about = {
-        "recipe": text,
+        "recipe": text + "".join(f"# {name} = {value} by the command line\n" for name, value in changed.items()),
         "data": f"{data.name} sha256 {data.sha256}",
         "torch": f"{torch.__version__}, threads: {torch.get_num_threads()}",
     }
-    artifact.save(model, out, **about, scores=msgspec.json.encode(scores).decode())
+    training, kept = Run(recipe, data, recipe_path.parent), checkpoint.path_of(out)
+    before = 0.0
+    if resume and kept.exists():
+        tensors, found = checkpoint.load(kept, about)
+        training.restore(tensors, found)
+        before = float(found["seconds"])
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    start = time.monotonic() - before
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        while not training.done:
+            training.run_epoch(progress)
+            tensors, how_far = training.state()
+            checkpoint.save(kept, tensors, {**about, **how_far, "seconds": repr(time.monotonic() - start)})
+    model, scores = result(training, time.monotonic() - start)
+    history = msgspec.json.encode(training.history).decode()
+    artifact.save(model, out, **about, scores=msgspec.json.encode(scores).decode(), history=history)
+    kept.unlink(missing_ok=True)
     return scores
 
 

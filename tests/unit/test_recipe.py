@@ -132,7 +132,7 @@ def test_a_compressed_file_is_the_same_data_set(folder):
 
 
 def test_an_unknown_and_an_absent_data_set_are_named(folder):
-    with pytest.raises(RecipeError, match="'imagenet' is not known; this program reads cifar10-jpeg, ucmerced"):
+    with pytest.raises(RecipeError, match=r"'imagenet' is not known: neither a file .* cifar10-jpeg, mnist, ucmerced"):
         datasets.load("imagenet")
     with pytest.raises(RecipeError, match=r"cifar10_jpeg.npz: No such file or directory; .* HADANET_DATA"):
         datasets.load("cifar10-jpeg")

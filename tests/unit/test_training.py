@@ -21,6 +21,7 @@ from models.network import HEAD_STEP, Block, NetworkSpec, Stem, block_weight, fo
 from models.training import datasets, trainer  # noqa: E402
 from models.training.layers import SPREAD, BinaryBlock, Net, binarize, canonical  # noqa: E402
 from models.training.recipe import Augment, read  # noqa: E402
+from models.training.views import views  # noqa: E402
 from tests.training_data import arrays, recipe_text, write  # noqa: E402
 
 
@@ -273,7 +274,7 @@ STILL = Augment(min_scale=1, gain=0, contrast=0, tint=0, noise=0)
 
 
 def seen(images, size, augment, seed=0):
-    return trainer.views(images, size, augment, torch.Generator().manual_seed(seed))
+    return views(images, size, augment, torch.Generator().manual_seed(seed))
 
 
 def test_views_are_seeded_bounded_and_leave_the_images_alone():
