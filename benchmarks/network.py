@@ -23,11 +23,11 @@ import onnx
 import onnxruntime as ort
 
 from benchmarks import float_graph, resnet
-from benchmarks.timing import race
 from models.artifact import DEFAULT, load
 from models.engine import Engine
 from models.model import Model
 from models.network import block_weight
+from models.paper.timing import race
 
 CASES = ((48, 1), (1, 1), (48, 2))
 """Tiles in a batch, and threads."""

@@ -13,7 +13,7 @@ from models.errors import ArtifactError
 from models.model import Model
 from models.network import NetworkSpec
 
-FORMAT = "hadanet-2"
+FORMAT = "hadanet-3"
 ZOO = Path(__file__).parent / "zoo"
 DEFAULT = ZOO / "default.safetensors"
 MAX_ARTIFACT_BYTES = 512 * 2**20

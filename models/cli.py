@@ -7,6 +7,7 @@ from pathlib import Path
 
 from models import artifact
 from models.errors import HadanetError
+from models.paper import cli as paper
 
 
 def _info(args: argparse.Namespace) -> int:
@@ -81,6 +82,7 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("artifact", type=Path, nargs="?", default=artifact.DEFAULT)
     export.add_argument("--out", type=Path, required=True, help="the ONNX file to write")
     export.set_defaults(run=_export)
+    paper.add_parser(verbs)
     train = verbs.add_parser(
         "train", help="train a network", epilog="example: hadanet train models/zoo/default.toml --out my.safetensors"
     )

@@ -88,6 +88,7 @@ def _file(name: str, path: Path) -> Dataset:
         images, labels = _decoded(arrays["data"], arrays["offsets"]), arrays["labels"].astype(np.int64)
         test, names = arrays["split"] == 1, tuple(str(n) for n in arrays["class_names"])
     digest = hashlib.sha256(content).hexdigest()
+    name = name if name in NAMED else path.name
     return Dataset(name=name, images=images, labels=labels, test=test, class_names=names, sha256=digest)
 
 

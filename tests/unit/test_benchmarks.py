@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.__main__ import BENCHMARKS, main, shown, table
-from benchmarks.timing import race
+from models.paper.timing import race
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 300

@@ -356,7 +356,7 @@ def test_files_that_are_something_else(tmp_path, content):
 def test_foreign_safetensors(tmp_path):
     path = tmp_path / "x.safetensors"
     path.write_bytes(to_safetensors({"a": np.zeros(3)}))
-    with pytest.raises(ArtifactError, match=r"format None, this program reads 'hadanet-2'"):
+    with pytest.raises(ArtifactError, match=r"format None, this program reads 'hadanet-3'"):
         artifact.load(path)
 
 

@@ -1,0 +1,171 @@
+"""Tables 2 and 3: the networks of the zoo trained at the paper's block lengths, beside what it reports."""
+
+import statistics
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from models.artifact import ZOO
+from models.binarize import Layout
+from models.errors import RecipeError
+from models.network import NetworkSpec
+from models.paper.report import Row
+from models.training import checkpoint, datasets, trainer
+from models.training.recipe import Recipe, read
+
+
+class Entry(NamedTuple):
+    """A network of a table at a pair of block lengths: 1 is full precision, 0 the whole filter, line or vector."""
+
+    name: str
+    beta_w: int
+    beta_a: int
+    paper: float
+
+
+TABLES: dict[str, tuple[Entry, ...]] = {
+    "lenet": (
+        Entry("float", 1, 1, 99.39),
+        Entry("XNOR", 0, 0, 99.23),
+        Entry("HBWN(4,1)", 4, 1, 99.41),
+        Entry("HBWN(8,1)", 8, 1, 99.41),
+        Entry("HadaNet(16,2)", 16, 2, 99.40),
+        Entry("HadaNet(4,4)", 4, 4, 99.43),
+    ),
+    "nin": (
+        Entry("float", 1, 1, 89.59),
+        Entry("XNOR", 0, 0, 86.28),
+        Entry("HBWN(4,1)", 4, 1, 89.33),
+        Entry("HBWN(8,1)", 8, 1, 89.11),
+        Entry("HadaNet(16,2)", 16, 2, 88.74),
+        Entry("HadaNet(4,4)", 4, 4, 87.33),
+    ),
+    "alexnet-cifar": (
+        Entry("float", 1, 1, 89.36),
+        Entry("XNOR", 0, 0, 88.60),
+        Entry("HBWN(4,1)", 4, 1, 89.24),
+        Entry("HBWN(8,1)", 8, 1, 89.04),
+        Entry("HadaNet(16,2)", 16, 2, 89.02),
+        Entry("HadaNet(4,4)", 4, 4, 88.64),
+    ),
+    "resnet18": (
+        Entry("float", 1, 1, 69.3),
+        Entry("BWN", 0, 1, 60.8),
+        Entry("HBWN(4,1)", 4, 1, 62.3),
+        Entry("XNOR", 0, 0, 51.2),
+        Entry("HadaNet(16,2)", 16, 2, 53.8),
+        Entry("HadaNet(4,4)", 4, 4, 52.1),
+    ),
+    "alexnet": (
+        Entry("float", 1, 1, 56.6),
+        Entry("BWN", 0, 1, 56.8),
+        Entry("HBWN(4,1)", 4, 1, 56.7),
+        Entry("XNOR", 0, 0, 44.2),
+        Entry("HadaNet(16,2)", 16, 2, 47.3),
+        Entry("HadaNet(4,4)", 4, 4, 46.3),
+    ),
+}
+"""Top-1 in percent: MNIST for lenet, CIFAR-10 for nin and alexnet-cifar, ImageNet for the last two."""
+
+
+class Schedule(NamedTuple):
+    """What replaces a recipe's own; None leaves it. The steps of a decay shrink with the epochs."""
+
+    epochs: int | None
+    seeds: int
+    layout: Layout
+    dataset: str | None
+
+
+def with_betas(spec: NetworkSpec, beta_w: int, beta_a: int) -> NetworkSpec:
+    """The same network with these block lengths in every block."""
+    blocks = (msgspec.structs.replace(block, beta_w=beta_w, beta_a=beta_a) for block in spec.blocks)
+    return msgspec.structs.replace(spec, blocks=tuple(blocks))
+
+
+def scheduled(recipe: Recipe, schedule: Schedule) -> Recipe:
+    """The recipe with the schedule's epochs and data set."""
+    decay, epochs = recipe.decay, schedule.epochs or recipe.epochs
+    if decay:
+        decay = msgspec.structs.replace(decay, every=max(1, round(decay.every * epochs / recipe.epochs)))
+    network = msgspec.structs.replace(recipe.network, layout=schedule.layout)
+    dataset = schedule.dataset or recipe.dataset
+    return msgspec.structs.replace(recipe, epochs=epochs, decay=decay, network=network, dataset=dataset)
+
+
+def chosen(network: str, rows: Iterable[str]) -> list[Entry]:
+    """The entries of these names, or all. Raises RecipeError that names those that there are."""
+    entries = TABLES[network]
+    names = [entry.name for entry in entries]
+    if unknown := [name for name in rows if name not in names]:
+        raise RecipeError(f"row {unknown[0]!r} is not in the table of {network}: {', '.join(names)}")
+    return [entry for entry in entries if not list(rows) or entry.name in rows]
+
+
+def table(network: str, rows: list[str], schedule: Schedule, out: Path) -> list[Row]:
+    """Train every chosen entry with every seed; what was trained before, into the same folder, is not trained again.
+
+    Raises RecipeError where data or rows are not there.
+    """
+    entries, recipe = chosen(network, rows), scheduled(read(ZOO / f"{network}.toml")[0], schedule)
+    data = datasets.load(recipe.dataset, recipe.network.input_size)
+    folder = out / "runs"
+    folder.mkdir(parents=True, exist_ok=True)
+    done: list[Row] = []
+    for entry in entries:
+        own = msgspec.structs.replace(recipe, network=with_betas(recipe.network, entry.beta_w, entry.beta_a))
+        seeds = [_run(msgspec.structs.replace(own, seed=seed), data, folder) for seed in range(schedule.seeds)]
+        best, last = ([100 * run[key] for run in seeds] for key in ("best_test_accuracy", "last_test_accuracy"))
+        done.append(
+            {
+                "network": network,
+                "row": entry.name,
+                "layout": schedule.layout,
+                "paper": entry.paper,
+                "best_epoch": statistics.mean(best),
+                "last_epoch": statistics.mean(last),
+                "spread": statistics.stdev(last) if len(last) > 1 else None,
+                "seeds": len(seeds),
+                "epochs": own.epochs,
+                "seconds": round(sum(run["train_seconds"] for run in seeds)),
+            }
+        )
+    return done
+
+
+def _run(recipe: Recipe, data: datasets.Dataset, folder: Path) -> trainer.Scores:
+    """One training, kept in a file by all that decides its result, and on the way as a checkpoint."""
+    about = {
+        "recipe": msgspec.json.encode(recipe).decode(),
+        "data": data.sha256,
+        "torch": f"{torch.__version__}, threads: {torch.get_num_threads()}",
+    }
+    betas = "-".join(str(beta) for beta in (recipe.network.blocks[0].beta_w, recipe.network.blocks[0].beta_a))
+    spec = recipe.network
+    done = folder / f"{spec.name}-{betas}-{spec.layout}-{data.name}-{recipe.epochs}-seed{recipe.seed}.json"
+    if done.is_file():
+        found = msgspec.json.decode(done.read_bytes())
+        if all(found.get(name) == value for name, value in about.items()):
+            return trainer.Scores(found["scores"])
+    run, kept, before = trainer.Run(recipe, data), checkpoint.path_of(done), 0.0
+    if kept.is_file():
+        tensors, found = checkpoint.load(kept, about)
+        run.restore(tensors, found)
+        before = float(found["seconds"])
+    start = time.monotonic() - before
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        while not run.done:
+            run.run_epoch(progress)
+            tensors, how_far = run.state()
+            checkpoint.save(kept, tensors, {**about, **how_far, "seconds": repr(time.monotonic() - start)})
+    scores = {**run.scores(), "train_seconds": round(time.monotonic() - start, 1)}
+    done.write_bytes(msgspec.json.encode({**about, "scores": scores, "history": run.history}))
+    kept.unlink(missing_ok=True)
+    return scores
