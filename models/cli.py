@@ -9,6 +9,8 @@ from models import artifact
 from models.errors import HadanetError
 from models.paper import cli as paper
 
+NEEDS_ONNX = "ONNX files need the package onnx: pip install 'hadanet-uav[onnx]'"
+
 
 def _info(args: argparse.Namespace) -> int:
     about = artifact.describe(args.artifact)
@@ -57,7 +59,7 @@ def _export(args: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         if error.name != "onnx":
             raise
-        raise HadanetError("ONNX files need the package onnx: pip install 'hadanet-uav[onnx]'") from error
+        raise HadanetError(NEEDS_ONNX) from error
     model = artifact.load(args.artifact)
     export.save(model, args.out)
     agreement = export.agreement(model, args.out)
@@ -68,6 +70,16 @@ def _export(args: argparse.Namespace) -> int:
     return 0
 
 
+def _convert(args: argparse.Namespace) -> int:
+    try:
+        from models.exchange import command
+    except ModuleNotFoundError as error:
+        if error.name != "onnx":
+            raise
+        raise HadanetError(NEEDS_ONNX) from error
+    return command.convert(args)
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line of `hadanet`."""
     top = argparse.ArgumentParser(prog="hadanet", description=__doc__)
@@ -76,6 +88,24 @@ def parser() -> argparse.ArgumentParser:
     info.add_argument("artifact", type=Path, nargs="?", default=artifact.DEFAULT)
     info.add_argument("--json", action="store_true", help="one line of JSON")
     info.set_defaults(run=_info)
+    convert = verbs.add_parser(
+        "convert",
+        help="make a HadaNet of a float ONNX network",
+        epilog="example: hadanet convert resnet20.onnx --out mine.safetensors --mean 125 123 114 --deviation 63 62 67 "
+        "--dataset photos/",
+    )
+    convert.add_argument("network", type=Path, help="the ONNX file")
+    convert.add_argument("--out", type=Path, required=True, help="the artifact to write; a recipe comes beside it")
+    convert.add_argument("--beta-w", type=int, default=16, help="weights that share a scale (16); 1: kept float")
+    convert.add_argument("--beta-a", type=int, default=2, help="channels that share a scale (2); 0: all; 1: kept float")
+    convert.add_argument("--size", type=int, default=0, help="side of its input, where the file leaves that open")
+    for name, what in (("mean", "subtracted from"), ("deviation", "that divides")):
+        default = [0.0] * 3 if name == "mean" else [1.0] * 3
+        text = f"{what} the pixels, 0..255, before the network sees them"
+        convert.add_argument(f"--{name}", type=float, nargs=3, default=default, metavar=("R", "G", "B"), help=text)
+    convert.add_argument("--dataset", help="images to measure with, and to train on: a name, an .npz file or a folder")
+    convert.add_argument("--classes", default="", help="names, with commas between them")
+    convert.set_defaults(run=_convert)
     export = verbs.add_parser(
         "export", help="write a model as ONNX", epilog="example: hadanet export my.safetensors --out my.onnx"
     )

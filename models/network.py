@@ -11,8 +11,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from models.binarize import Layout, binarize
-from models.bits import unpack_signs
+from models.binarize import Layout, binarize, block_scales
+from models.bits import pack_signs, unpack_signs
 
 Tensors = Mapping[str, NDArray[Any]]
 Floats = NDArray[np.float32]
@@ -30,6 +30,9 @@ HEAD_STEP = 2.0**-9
 POOL_EPSILON = 1e-5
 """Added to the variance over pixels before its root is taken, so that the root has a gradient everywhere."""
 
+
+Q_MAX = 127
+"""Block scales are integers 1..127 times one float per output channel."""
 
 STEM_MAX = 127
 """Weights of the stem are integers of at most this size; its scale takes them to where they were trained."""
@@ -193,7 +196,7 @@ def _check_shortcut(name: str, block: Block, sides: list[int], side: int) -> Non
         )
 
 
-def _convolve(x: Floats, weight: Floats, stride: int, padding: int) -> Floats:
+def convolve(x: Floats, weight: Floats, stride: int, padding: int) -> Floats:
     """(N, H, W, C) with (O, k, k, C) and zero padding -> (N, H', W', O)."""
     k = weight.shape[1]
     x = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
@@ -202,7 +205,8 @@ def _convolve(x: Floats, weight: Floats, stride: int, padding: int) -> Floats:
     return out
 
 
-def _pool(x: Floats, pool: Pool | None) -> Floats:
+def pooled(x: Floats, pool: Pool | None) -> Floats:
+    """A layer's pool of (N, H, W, C), where it has one."""
     if pool is None:
         return x
     border = ((0, 0), (pool.padding,) * 2, (pool.padding,) * 2, (0, 0))
@@ -213,11 +217,12 @@ def _pool(x: Floats, pool: Pool | None) -> Floats:
     return reduce(windows, axis=(-2, -1)).astype(np.float32)  # type: ignore[no-any-return]
 
 
-def _prelu(x: Floats, slope: Floats) -> Floats:
+def prelu(x: Floats, slope: Floats) -> Floats:
+    """x, or slope * x where x < 0; a slope for each channel."""
     return np.where(x >= 0, x, x * slope).astype(np.float32)
 
 
-def _shortcut(x: Floats, side: int, channels: int) -> Floats:
+def shortcut(x: Floats, side: int, channels: int) -> Floats:
     """The mean of 2 x 2 pixels where x is larger than `side`; its channels repeated, and cut off."""
     n, h, w, c = x.shape
     if h > side:
@@ -244,6 +249,15 @@ def block_weight(spec: NetworkSpec, tensors: Tensors, i: int) -> Floats:
     return scaled.reshape(block.channels, block.kernel, block.kernel, c_in)
 
 
+def packed_weight(latent: Floats, beta_w: int) -> dict[str, NDArray[Any]]:
+    """`bits`, `q` and `s` of a block whose rows of weights are `latent`, (O, K): eq. 1, 2 with scales on integers."""
+    delta = block_scales(latent, beta_w)
+    s = (delta.max(1) / Q_MAX).astype(np.float32)
+    s_or_1 = np.where(s > 0, s, np.float32(1))  # a channel of zeros: its q do not matter
+    q = np.clip(np.round(delta / s_or_1[:, None]), 1, Q_MAX).astype(np.uint8)
+    return {"bits": pack_signs(latent), "q": q, "s": s}
+
+
 def forward(spec: NetworkSpec, tensors: Tensors, tiles: NDArray[np.uint8]) -> Floats:
     """The feature vector before it is binarized, by the formula: uint8 BGR (N, S, S, 3) -> float32 (N, F)."""
 
@@ -251,19 +265,19 @@ def forward(spec: NetworkSpec, tensors: Tensors, tiles: NDArray[np.uint8]) -> Fl
         return tensors[name].astype(np.float32)
 
     x = tiles[..., ::-1].astype(np.float32) - np.array(spec.mean, np.float32)
-    y = _convolve(x, floats("stem.weight"), spec.stem.stride, spec.stem.padding)
-    x = _pool(_prelu(y * floats("stem.scale") + floats("stem.shift"), floats("stem.slope")), spec.stem.pool)
-    inputs, pooled = [], []
+    y = convolve(x, floats("stem.weight"), spec.stem.stride, spec.stem.padding)
+    x = pooled(prelu(y * floats("stem.scale") + floats("stem.shift"), floats("stem.slope")), spec.stem.pool)
+    inputs, moments = [], []
     for i, block in enumerate(spec.blocks):
         inputs.append(x)
         a = _binarized(x + floats(f"block{i}.in_shift"), block.beta_a, spec.layout)
-        y = _convolve(a, block_weight(spec, tensors, i), block.stride, block.padding)
+        y = convolve(a, block_weight(spec, tensors, i), block.stride, block.padding)
         y = y * floats(f"block{i}.scale") + floats(f"block{i}.shift")
         if block.shortcut:
-            y = y + _shortcut(inputs[-block.shortcut], y.shape[1], block.channels)
-        x = _pool(_prelu(y, floats(f"block{i}.slope")), block.pool)
+            y = y + shortcut(inputs[-block.shortcut], y.shape[1], block.channels)
+        x = pooled(prelu(y, floats(f"block{i}.slope")), block.pool)
         if i in spec.taps:
-            pooled.append(x.mean(axis=(1, 2)))
+            moments.append(x.mean(axis=(1, 2)))
             if spec.deviation:
-                pooled.append(np.sqrt(x.var(axis=(1, 2)) + POOL_EPSILON))
-    return np.concatenate(pooled, axis=1) * floats("features.scale") + floats("features.shift")
+                moments.append(np.sqrt(x.var(axis=(1, 2)) + POOL_EPSILON))
+    return np.concatenate(moments, axis=1) * floats("features.scale") + floats("features.shift")

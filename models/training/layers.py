@@ -15,11 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models.binarize import Layout
-from models.bits import pack_signs
-from models.network import POOL_EPSILON, STEM_MAX, Block, NetworkSpec, Pool, Stem
-
-Q_MAX = 127
-"""Block scales are integers 1..127 times one float per output channel."""
+from models.network import POOL_EPSILON, STEM_MAX, Block, NetworkSpec, Pool, Stem, packed_weight
 
 SPREAD = 64.0
 """Pixels are trained on as (x - mean) / SPREAD, which keeps them near 1; the stem's scale takes it in."""
@@ -211,14 +207,8 @@ def canonical(net: Net) -> dict[str, NDArray[np.generic]]:
     }
     for i, block in enumerate(net.blocks):
         assert isinstance(block, BinaryBlock)
-        latent = block.rows()
-        beta = block.spec.beta_w or latent.shape[1]
-        delta = binarize(latent, beta).abs()[:, ::beta]
-        s = delta.amax(1) / Q_MAX
-        s_or_1 = torch.where(s > 0, s, 1.0)  # a channel of zeros: its q do not matter
-        packed[f"block{i}.q"] = (delta / s_or_1[:, None]).round().clamp(1, Q_MAX).numpy().astype(np.uint8)
-        packed[f"block{i}.bits"] = pack_signs(latent.numpy())
-        floats[f"block{i}.s"] = s
+        for name, tensor in packed_weight(block.rows().numpy(), block.spec.beta_w).items():
+            packed[f"block{i}.{name}"] = tensor
         floats[f"block{i}.in_shift"] = block.in_shift
         floats[f"block{i}.slope"] = block.act.weight
         floats[f"block{i}.scale"], floats[f"block{i}.shift"] = _folded(block.norm)

@@ -58,6 +58,17 @@ class Teacher(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     deviation: tuple[Positive, Positive, Positive] = (1.0, 1.0, 1.0)
 
 
+class Origin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A float ONNX network of the same layers, whose weights training begins with; see `models.exchange.convert`.
+
+    onnx, mean, deviation: as of a `Teacher`.
+    """
+
+    onnx: str
+    mean: tuple[Level, Level, Level] = (0.0, 0.0, 0.0)
+    deviation: tuple[Positive, Positive, Positive] = (1.0, 1.0, 1.0)
+
+
 class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What to train, on what, and how. `dataset` is a name, a file or a folder that `models.training.datasets` reads.
 
@@ -85,6 +96,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     precision: Literal["float32", "bfloat16"] = "float32"
     augment: Augment = Augment()
     teacher: Teacher | None = None
+    origin: Origin | None = None
     seed: Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)] = 0
 
     def __post_init__(self) -> None:

@@ -27,6 +27,7 @@ from models.network import HEAD_STEP
 from models.training import checkpoint
 from models.training.datasets import Dataset, load
 from models.training.layers import SPREAD, Net, canonical
+from models.training.origin import ORIGIN_IMAGES, begin
 from models.training.recipe import Recipe, read
 from models.training.teacher import OnnxTeacher
 from models.training.views import as_tiles, scored_tiles, views
@@ -89,6 +90,8 @@ class Run:
             )
         classes = len(data.class_names)
         self.teacher = recipe.teacher and OnnxTeacher(recipe.teacher, folder, self.spec.input_size, classes)
+        if recipe.origin:
+            begin(self.net, recipe.origin, folder, data.images[trained][:ORIGIN_IMAGES])
         self.optimizer = torch.optim.Adam(self.net.parameters(), lr=recipe.learning_rate)
         self.mean_net: dict[str, Tensor] = {}
         self.kept: dict[str, Tensor] = {}
