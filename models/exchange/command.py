@@ -69,9 +69,7 @@ def convert(args: argparse.Namespace) -> int:
     recipe = args.out.with_suffix(".toml")
     near = os.path.relpath(args.network, recipe.parent)
     has_head = len(model.classes) == len(network.head)
-    teacher = (
-        f'teacher = {{ onnx = "{near}", mean = {list(mean)}, deviation = {list(deviation)} }}\n' if has_head else ""
-    )
+    float_network = f'{{ onnx = "{near}", mean = {list(mean)}, deviation = {list(deviation)} }}'
     dataset = args.dataset or "name a data set here"
     if args.dataset and Path(args.dataset).exists():
         dataset = os.path.relpath(args.dataset, recipe.parent)
