@@ -15,6 +15,7 @@ from onboard.frame import Frame, Pose, Skipped
 from onboard.grid import edges
 from onboard.sim.camera import GROUND_M, View, advance_m, homography, view
 from onboard.sim.layout import BUILDING, CLASSES, RESOLUTION_M, lay_out
+from onboard.sim.novel import NOVEL_CLASSES, add_rock
 from onboard.sim.paint import paint
 from onboard.sim.weather import Weather, expose
 from onboard.sources.uri import Parameter, parse, split
@@ -30,6 +31,7 @@ PARAMETERS = {
     "overlap": Parameter(0.75, 0.0, 0.99, "ground that a frame shares with the one before, as a part of it"),
     "rows": Parameter(6, 1, 64, "rows of tiles in the truth"),
     "cols": Parameter(8, 1, 64, "columns of tiles in the truth"),
+    "novel": Parameter(0, 0, 1, "1: rock, a class more, lies in the second half of the flight"),
     "live": Parameter(0, 0, 1, "1: frames come by the clock, and those not taken in time are lost"),
 }
 EPOCH_NS = 1_780_334_400 * 10**9
@@ -50,11 +52,13 @@ class World(msgspec.Struct, frozen=True):
 
 
 @lru_cache(maxsize=1)
-def world(seed: int) -> World:
+def world(seed: int, novel: bool = False) -> World:
     """Make the land of `seed`; takes about two seconds, the newest one is kept."""
     rng = np.random.default_rng(seed)
     layout = lay_out(rng)
-    return World(paint(layout, rng), layout.classes, Weather.make(rng), rng.random(9))
+    land = paint(layout, rng), layout.classes
+    photo, classes = add_rock(*land, seed) if novel else land
+    return World(photo, classes, Weather.make(rng), rng.random(9))
 
 
 class SimSource:
@@ -67,8 +71,6 @@ class SimSource:
     SourceError
         A parameter is unknown or out of its bounds.
     """
-
-    classes = CLASSES
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
@@ -84,12 +86,14 @@ class SimSource:
             raise SourceError(f"{uri}: start={self.start} lies behind the last frame, {self.frame_count - 1}")
         self.fps: float | None = float(values["fps"])
         self.live = bool(values["live"])
+        novel = bool(values["novel"])
+        self.classes = NOVEL_CLASSES if novel else CLASSES
         self.length: int | None = self.frame_count - self.start
         self.truth = Truth(self.classes, self.rows, self.cols, range(self.frame_count), self._grid)
         self._rate = float(values["fps"])
         self._advance_m = advance_m(values["overlap"], self.width, self.height)
         self._closed = threading.Event()
-        self._world = world(self.seed)
+        self._world = world(self.seed, novel)
         self._last: tuple[int, Grid] | None = None
 
     def frames(self) -> Iterator[Frame]:
@@ -172,8 +176,9 @@ def tile_classes(pixels: NDArray[np.uint8], rows: int, cols: int) -> Grid:
     row_of = np.repeat(np.arange(rows), np.diff(edges(height, rows)))
     col_of = np.repeat(np.arange(cols), np.diff(edges(width, cols)))
     tile = row_of[:, None] * cols + col_of
-    counts = np.bincount((tile * len(CLASSES) + pixels).ravel(), minlength=rows * cols * len(CLASSES))
-    parts = counts.reshape(rows, cols, len(CLASSES)) / counts.reshape(rows, cols, -1).sum(2, keepdims=True)
+    known = len(NOVEL_CLASSES)
+    counts = np.bincount((tile * known + pixels).ravel(), minlength=rows * cols * known)
+    parts = counts.reshape(rows, cols, known) / counts.reshape(rows, cols, -1).sum(2, keepdims=True)
     grid = np.where(parts.max(2) >= FILLED, parts.argmax(2), UNKNOWN).astype(np.int16)
     grid[parts[..., BUILDING] >= FILLED_BUILDING] = BUILDING
     return grid

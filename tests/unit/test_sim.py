@@ -307,3 +307,22 @@ def test_closing_ends_the_wait_for_a_live_frame():
     reader.join(5)
     assert not reader.is_alive()
     assert rest == []
+
+
+def test_rock_lies_in_the_second_half_alone_and_changes_nothing_else():
+    """A class more, never seen before half-way; where there is no rock the land is the same, pixel by pixel."""
+    with_rock, without = SimSource("sim://?seed=3&novel=1"), SimSource("sim://?seed=3")
+    assert (with_rock.classes, without.classes) == ((*CLASSES, "rock"), CLASSES)
+    rock = len(CLASSES)
+    counts = [np.count_nonzero(with_rock.truth.grid((i, str(i))) == rock) for i in range(120)]
+    assert sum(counts[:60]) == 0
+    assert sum(counts[60:]) > 0.04 * 60 * 48
+    for i in (20, 100):
+        pixels, before = with_rock.class_map(i), without.class_map(i)
+        same = pixels != rock
+        np.testing.assert_array_equal(pixels[same], before[same])
+        assert set(np.unique(before[~same])) <= {CLASSES.index("grass"), CLASSES.index("field")}
+        here, there = with_rock.render(i).image, without.render(i).image
+        far = cv2.erode(same.astype(np.uint8), np.ones((41, 41), np.uint8), borderValue=1) > 0  # beyond the blur
+        np.testing.assert_array_equal(here[far], there[far])
+        assert same.all() or np.abs(here[~same].astype(int) - there[~same]).mean() > 10
