@@ -123,6 +123,11 @@ class NetworkSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         """Length of the feature vector."""
         return sum((1 + self.deviation) * self.blocks[t].channels for t in self.taps)
 
+    def with_betas(self, beta_w: int, beta_a: int) -> "NetworkSpec":
+        """The same network with these block lengths in every block."""
+        blocks = (msgspec.structs.replace(block, beta_w=beta_w, beta_a=beta_a) for block in self.blocks)
+        return msgspec.structs.replace(self, blocks=tuple(blocks))
+
     def sides(self) -> tuple[int, ...]:
         """Side of the square map that each block reads, and of the last block's output.
 

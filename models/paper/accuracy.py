@@ -14,7 +14,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from models.artifact import ZOO
 from models.binarize import Layout
 from models.errors import RecipeError
-from models.network import NetworkSpec
 from models.paper.report import Row
 from models.training import checkpoint, datasets, trainer
 from models.training.recipe import Recipe, read
@@ -83,12 +82,6 @@ class Schedule(NamedTuple):
     dataset: str | None
 
 
-def with_betas(spec: NetworkSpec, beta_w: int, beta_a: int) -> NetworkSpec:
-    """The same network with these block lengths in every block."""
-    blocks = (msgspec.structs.replace(block, beta_w=beta_w, beta_a=beta_a) for block in spec.blocks)
-    return msgspec.structs.replace(spec, blocks=tuple(blocks))
-
-
 def scheduled(recipe: Recipe, schedule: Schedule) -> Recipe:
     """The recipe with the schedule's epochs and data set."""
     decay, epochs = recipe.decay, schedule.epochs or recipe.epochs
@@ -119,7 +112,7 @@ def table(network: str, rows: list[str], schedule: Schedule, out: Path) -> list[
     folder.mkdir(parents=True, exist_ok=True)
     done: list[Row] = []
     for entry in entries:
-        own = msgspec.structs.replace(recipe, network=with_betas(recipe.network, entry.beta_w, entry.beta_a))
+        own = msgspec.structs.replace(recipe, network=recipe.network.with_betas(entry.beta_w, entry.beta_a))
         seeds = [_run(msgspec.structs.replace(own, seed=seed), data, folder) for seed in range(schedule.seeds)]
         best, last = ([100 * run[key] for run in seeds] for key in ("best_test_accuracy", "last_test_accuracy"))
         done.append(
