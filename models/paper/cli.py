@@ -54,7 +54,7 @@ def _table1(args: argparse.Namespace) -> int:
         axes.set_yticks(range(len(rows)), names, fontsize=7)
         axes.invert_yaxis()
         axes.set_xlabel("times smaller")
-        axes.legend()
+        axes.legend(loc="lower center", bbox_to_anchor=(0.4, 1), ncols=3)
 
     report.save(args.out, "table1", rows, draw)
     return 0
