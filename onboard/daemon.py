@@ -9,7 +9,7 @@ import logging
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -18,6 +18,7 @@ from models.errors import HadanetError, SourceError
 from onboard import config as config_file
 from onboard.assembly import Assembly
 from onboard.frame import Frame, Source
+from onboard.notify import Notifier
 from onboard.sources import open_source
 from onboard.worker import STATUS_BUG
 
@@ -53,9 +54,10 @@ class Slot:
             self._ended = True
             self._ready.notify_all()
 
-    def take(self, stop: threading.Event) -> Iterator[Frame]:
-        """Frames as they come, until the end or until `stop`."""
+    def take(self, stop: threading.Event, alive: Callable[[], None]) -> Iterator[Frame]:
+        """Frames as they come, until the end or until `stop`; `alive` is called at every turn, frame or none."""
         while not stop.is_set():
+            alive()
             with self._ready:
                 self._ready.wait_for(lambda: self._frame is not None or self._ended, FRAME_TIMEOUT_S)
                 frame, self._frame = self._frame, None
@@ -115,13 +117,18 @@ def fly(path: Path, stop: threading.Event) -> None:
     """Fly by the configuration at `path` until `stop` is set or the source ends."""
     config = config_file.load(path)
     slot = Slot()
-    with Assembly(config, Path(config.state)) as assembly:
+    with Notifier() as notifier, Assembly(config, Path(config.state)) as assembly:
         thread = threading.Thread(target=capture, args=(config.camera.source, slot, stop), name="capture", daemon=True)
         thread.start()
         _log.info("ready: model %s", assembly.desk.model.hash[:16])
         problem = ""
-        assembly.desk.told["camera"] = lambda: slot.problem or problem or "frames come"
-        for frame in slot.take(stop):
+        notifier.ready()
+
+        def camera() -> str:
+            return slot.problem or problem or "frames come"
+
+        assembly.desk.told["camera"] = camera
+        for frame in slot.take(stop, lambda: notifier.alive(camera())):
             assembly.flight.dropped = slot.replaced
             try:
                 assembly.flight.step(frame)
