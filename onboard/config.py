@@ -78,6 +78,17 @@ class Recording(_Section, frozen=True, kw_only=True):
     min_free_mb: Annotated[int, Meta(ge=0, le=1_000_000)] = 1024
 
 
+class Governing(_Section, frozen=True, kw_only=True):
+    """When learning rests, for the flight's sake: at off_c degrees Celsius, until it is hysteresis_c cooler; below
+    min_memory_mb of free memory; at undervoltage. sensors: the folder that sys and proc lie in.
+    """
+
+    off_c: Annotated[float, Meta(ge=30, le=110)] = 80.0
+    hysteresis_c: Annotated[float, Meta(ge=0.5, le=40)] = 5.0
+    min_memory_mb: Annotated[int, Meta(ge=0, le=1_000_000)] = 64
+    sensors: str = "/"
+
+
 class Link(_Section, frozen=True, kw_only=True):
     """keys: the file that `ground enroll` wrote, "" to fly without a station."""
 
@@ -94,6 +105,7 @@ class Config(_Section, frozen=True, kw_only=True):
     learn: Learning = Learning()
     ask: Asking = Asking()
     record: Recording = Recording()
+    governor: Governing = Governing()
     link: Link = Link()
 
 

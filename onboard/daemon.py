@@ -18,6 +18,7 @@ from models.errors import HadanetError, SourceError
 from onboard import config as config_file
 from onboard.assembly import Assembly
 from onboard.frame import Frame, Source
+from onboard.governor import Watch
 from onboard.notify import Notifier
 from onboard.sources import open_source
 from onboard.worker import STATUS_BUG
@@ -120,6 +121,9 @@ def fly(path: Path, stop: threading.Event) -> None:
     with Notifier() as notifier, Assembly(config, Path(config.state)) as assembly:
         thread = threading.Thread(target=capture, args=(config.camera.source, slot, stop), name="capture", daemon=True)
         thread.start()
+        watch = Watch(config.governor)
+        assembly.desk.paused = lambda: watch.reason
+        assembly.desk.told["governor"] = watch.describe
         _log.info("ready: model %s", assembly.desk.model.hash[:16])
         problem = ""
         notifier.ready()
@@ -138,6 +142,7 @@ def fly(path: Path, stop: threading.Event) -> None:
                     _log.error("frame %s is left out: %s", frame.name, error)
                 problem = str(error)
         stop.set()
+        watch.close()
         thread.join(timeout=2 * RETRY_S)
 
 

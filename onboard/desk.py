@@ -63,8 +63,9 @@ class Seen(msgspec.Struct, frozen=True):
 class Desk:
     """See the module. `model` is the newest model; the flight reads it between frames.
 
-    `told` gives the words that others add to status.json, by key: how the link is, how the camera. `record` is called
-    with every reliable message that crosses, from the thread that it crosses in. `held`: None where what was learned
+    `told` gives the words that others add to status.json, by key: how the link is, how the camera. `paused` says why
+    the learner gets no work at present, "" where it does. `record` is called with every reliable message that crosses,
+    from the thread that it crosses in. `held`: None where what was learned
     flies at once; in the replay of a recording the models that were learned, by hash, until `put_in_force`.
     """
 
@@ -76,6 +77,7 @@ class Desk:
         self.deltas: list[int] = []
         self.mirror_hash = ""
         self.told: dict[str, Callable[[], str]] = {}
+        self.paused: Callable[[], str] = lambda: ""
         self.record: Callable[[Message], None] = lambda message: None
         self.held: dict[str, Model] | None = None
         self._base = base
@@ -162,9 +164,11 @@ class Desk:
 
     @property
     def learner(self) -> str:
-        """The learner's state in a word: learning, frozen, or away."""
+        """The learner's state in a word: learning, frozen, resting (`paused`), or away."""
         if self.frozen:
             return "frozen"
+        if self.paused():
+            return "resting"
         return "learning" if time.monotonic() - self._heard_s < LEARNER_SILENCE_S else "away"
 
     # --- for the link's thread ---------------------------------------------------------------------------------
@@ -288,7 +292,7 @@ class Desk:
 
     def _give(self, socket: zmq.Socket[bytes]) -> None:
         """Answer the learner's request with the next frame, if there is one."""
-        if self._waiting is None:
+        if self._waiting is None or self.paused():
             return
         name, told = self._waiting
         frame = told.frame if told.boot == self.log.boot else -1
