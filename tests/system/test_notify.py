@@ -113,6 +113,6 @@ def test_a_socket_of_the_abstract_kind():
 
 
 def test_the_unit_waits_for_what_the_daemon_says():
-    unit = (Path(__file__).parents[2] / "deploy" / "hadanet-onboard.service").read_text().splitlines()
+    unit = (Path(__file__).parents[2] / "deploy/systemd/hadanet-onboard.service").read_text().splitlines()
     for line in ("Type=notify", "NotifyAccess=all", "WatchdogSec=30", "Restart=always", "NoNewPrivileges=yes"):
         assert line in unit
