@@ -10,7 +10,8 @@ from pathlib import Path
 
 from ground.store import Store
 from ground.transfer import export, read_csv
-from models.errors import HadanetError, StationError
+from models.commands import exit_status
+from models.errors import StationError
 
 BIND = "tcp://0.0.0.0:5750"
 HTTP = "127.0.0.1:8080"
@@ -25,15 +26,15 @@ def default_data() -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; 0 done, 1 an error that its message explains, 2 a wrong command line."""
+    """Run one command; 2 is a wrong command line, else see `exit_status`."""
     args = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    try:
+
+    def call() -> int:
         args.run(args)
-    except HadanetError as error:
-        sys.stderr.write(f"ground {args.command}: {' '.join(str(error).split())}\n")
-        return 1
-    return 0
+        return 0
+
+    return exit_status(f"ground {args.command}", call)
 
 
 def _serve(args: argparse.Namespace) -> None:

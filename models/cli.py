@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from models import artifact
+from models.commands import exit_status
 from models.errors import HadanetError
 from models.paper import cli as paper
 
@@ -126,16 +127,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run `hadanet`; a user's mistake is one line on stderr and exit status 1, Ctrl-C is exit status 130."""
+    """Run `hadanet`; see `exit_status` for what it returns."""
     args = parser().parse_args(argv)
-    try:
-        return int(args.run(args))
-    except HadanetError as error:
-        sys.stderr.write(f"hadanet: {error}".replace("\n", " ") + "\n")
-        return 1
-    except KeyboardInterrupt:
-        sys.stderr.write("hadanet: stopped\n")
-        return 130
+    return exit_status("hadanet", lambda: int(args.run(args)))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from models.commands import exit_status
 from models.errors import ConfigError, HadanetError
 from onboard import config as config_file
 from onboard import report as reports
@@ -275,17 +276,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run `onboard`; a user's mistake is one line on stderr and exit status 1."""
+    """Run `onboard`; see `exit_status` for what it returns."""
     args = parser().parse_args(argv)
     logging.basicConfig(format="onboard: %(levelname)s: %(message)s", level=logging.WARNING)
-    try:
-        return int(args.run(args))
-    except HadanetError as error:
-        sys.stderr.write(f"onboard: {error}\n")
-        return 1
-    except KeyboardInterrupt:
-        sys.stderr.write("onboard: interrupted\n")
-        return 130
+    return exit_status("onboard", lambda: int(args.run(args)))
 
 
 if __name__ == "__main__":

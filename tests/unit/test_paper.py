@@ -3,6 +3,8 @@
 import json
 import math
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -160,6 +162,14 @@ def test_what_cannot_be_made_is_refused_in_one_line(capsys, tmp_path, arguments,
     assert err.startswith("hadanet: ")
     assert err.count("\n") == 1
     assert re.search(message, err)
+
+
+def test_a_reader_that_leaves_is_no_fault():
+    for command in (("models.cli", "info"), ("models.cli", "paper", "--help")):
+        shell = f"{sys.executable} -m {' '.join(command)} | true; exit ${{PIPESTATUS[0]}}"
+        done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, timeout=60, check=False)
+        assert done.stderr == ""
+        assert done.returncode in (0, 141)  # 0 where all was written before the reader left
 
 
 def test_a_folder_that_cannot_be_written_is_said(capsys, tmp_path):
