@@ -118,9 +118,10 @@ def test_ctrl_c_ends_it_with_130_and_no_artifact(tmp_path, folder):
     assert b"epoch 1/100000" in seen
     assert process.returncode == 130
     assert out == b""
-    assert rest.endswith(b"hadanet: stopped\n")
+    assert rest.endswith(b"hadanet: interrupted\n")
     assert b"Traceback" not in rest
-    assert [p.name for p in tmp_path.iterdir()] == ["long.toml"]
+    # no artifact, nothing half written; the last whole epoch, from where --resume goes on
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["long.toml", "m.safetensors.checkpoint"]
 
 
 def test_without_torch_it_says_what_to_install(tmp_path, folder):
