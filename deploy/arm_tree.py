@@ -113,12 +113,14 @@ def mirror() -> str:
     return targets[0]
 
 
-def unpack_packages(site: str, architecture: str, packages: Sequence[str], work: Path, root: Path) -> None:
+def unpack_packages(
+    site: str, architecture: str, packages: Sequence[str], work: Path, root: Path, release: str = RELEASE
+) -> None:
     """Download packages with all they depend on, and unpack them into `root`. apt keeps its state in `work`."""
     for part in ("state/lists/partial", "cache/archives/partial"):
         (work / part).mkdir(parents=True)
     (work / "status").touch()  # nothing is installed there
-    (work / "sources").write_text(f"deb {site} {RELEASE} main\n")
+    (work / "sources").write_text(f"deb {site} {release} main\n")
     settings = {
         "Dir::State": work / "state",
         "Dir::State::status": work / "status",
@@ -141,13 +143,13 @@ def unpack_packages(site: str, architecture: str, packages: Sequence[str], work:
         run(["dpkg-deb", "--extract", str(package), str(root)], UNPACK_S)
 
 
-def unpack_wheels(target: Path) -> None:
-    """The wheels for the Arm Python, in the versions of requirements.lock."""
+def unpack_wheels(target: Path, wheels: Sequence[str] = WHEELS, platforms: Sequence[str] = PLATFORMS) -> None:
+    """Wheels with all they depend on for that Python on those platforms, in the versions of requirements.lock."""
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(target), "--only-binary", ":all:"]
-    for name in PLATFORMS:
+    for name in platforms:
         command += ["--platform", name]
     command += ["--implementation", "cp", "--python-version", ARM_PYTHON, "--no-compile", "--constraint", str(LOCK)]
-    run([*command, *WHEELS], DOWNLOAD_S)
+    run([*command, *wheels], DOWNLOAD_S)
 
 
 def build(folder: Path, site: str) -> ArmTree:
