@@ -36,12 +36,17 @@ EXTRAS = ("plot",)
 COMMANDS = {"onboard": "onboard.cli", "ground": "ground.cli", "hadanet": "models.cli"}
 UNITS = {"arm64": "hadanet-onboard.service", "amd64": "hadanet-ground.service"}
 """The unit that is enabled: a board flies, a laptop is the ground station. Both units are there on both."""
+UNUSED = (
+    "bin", "*/tests", "zstandard/_cffi*", "onnxruntime/capi/libonnxruntime.so.*", "onnxruntime/quantization",
+    "onnxruntime/tools", "onnxruntime/transformers",
+)  # fmt: skip
+"""Of the wheels. ONNX Runtime's Python module does not load the library beside it, but has a copy inside."""
 PRUNED = (
     "etc", "var", "bin", "sbin", "lib", "lib64", "usr/bin/[!p]*", "usr/bin/p[!y]*", "usr/bin/py[!t]*", "usr/sbin",
     "usr/share/man", "usr/share/locale", "usr/share/lintian", "usr/share/bug", "usr/share/doc-base", "usr/share/info",
     "usr/share/perl5", "usr/share/debconf", "usr/share/applications", "usr/share/pixmaps", "usr/share/binfmts",
     "usr/share/doc/*/[!c]*", "usr/share/doc/*/c[!o]*", "usr/lib/*/gconv", "usr/lib/*/audit", "usr/lib/locale",
-    "usr/lib/systemd", "usr/lib/python3/dist-packages/bin", "usr/lib/python3/dist-packages/*/tests",
+    "usr/lib/systemd", *(f"usr/lib/python3/dist-packages/{name}" for name in UNUSED),
 )  # fmt: skip
 """Left out: what a Python without a shell does not read. The licences of all parts stay in usr/share/doc."""
 MAX_BYTES = 200_000_000

@@ -1,6 +1,6 @@
 """The Debian package: what dpkg is told, always; installed, flown and removed in small Debians, where asked for.
 
-`DEB_TEST=1 pytest tests/system/test_deb.py -s` as root: downloads 300 MB once and takes minutes for each Debian; those for
+`DEB_TEST=1 pytest tests/system/test_deb.py -s` as root: downloads 300 MB once, takes minutes for each Debian; those for
 Arm run under qemu-user, with the folder that `python -m deploy.arm_tree` makes.
 """
 
