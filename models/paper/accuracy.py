@@ -1,15 +1,12 @@
 """Tables 2 and 3: the networks of the zoo trained at the paper's block lengths, beside what it reports."""
 
 import statistics
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from models.artifact import ZOO
 from models.binarize import Layout
@@ -146,19 +143,9 @@ def _run(recipe: Recipe, data: datasets.Dataset, folder: Path) -> trainer.Scores
         found = msgspec.json.decode(done.read_bytes())
         if all(found.get(name) == value for name, value in about.items()):
             return trainer.Scores(found["scores"])
-    run, kept, before = trainer.Run(recipe, data), checkpoint.path_of(done), 0.0
-    if kept.is_file():
-        tensors, found = checkpoint.load(kept, about)
-        run.restore(tensors, found)
-        before = float(found["seconds"])
-    start = time.monotonic() - before
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        while not run.done:
-            run.run_epoch(progress)
-            tensors, how_far = run.state()
-            checkpoint.save(kept, tensors, {**about, **how_far, "seconds": repr(time.monotonic() - start)})
-    scores = {**run.scores(), "train_seconds": round(time.monotonic() - start, 1)}
+    run, kept = trainer.Run(recipe, data), checkpoint.path_of(done)
+    seconds = trainer.complete(run, kept, about, resume=True)
+    scores = {**run.scores(), "train_seconds": round(seconds, 1)}
     done.write_bytes(msgspec.json.encode({**about, "scores": scores, "history": run.history}))
     kept.unlink(missing_ok=True)
     return scores

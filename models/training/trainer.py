@@ -259,6 +259,26 @@ def result(run: Run, seconds: float) -> tuple[Model, Scores]:
     return model, {**scores, "train_seconds": round(seconds, 1)}
 
 
+def complete(training: Run, kept: Path, about: Mapping[str, str], resume: bool) -> float:
+    """Run all epochs that are left, each kept in the file `kept`; the seconds that it took in all.
+
+    resume: go on from `kept` where it is there and `about` is what it was made with. Progress goes to stderr.
+    """
+    before = 0.0
+    if resume and kept.exists():
+        tensors, found = checkpoint.load(kept, about)
+        training.restore(tensors, found)
+        before = float(found["seconds"])
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    start = time.monotonic() - before
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        while not training.done:
+            training.run_epoch(progress)
+            tensors, how_far = training.state()
+            checkpoint.save(kept, tensors, {**about, **how_far, "seconds": repr(time.monotonic() - start)})
+    return time.monotonic() - start
+
+
 def run(
     recipe_path: Path, out: Path, *, resume: bool = False, epochs: int | None = None, seed: int | None = None
 ) -> Scores:
@@ -282,19 +302,8 @@ def run(
         "torch": f"{torch.__version__}, threads: {torch.get_num_threads()}",
     }
     training, kept = Run(recipe, data, recipe_path.parent), checkpoint.path_of(out)
-    before = 0.0
-    if resume and kept.exists():
-        tensors, found = checkpoint.load(kept, about)
-        training.restore(tensors, found)
-        before = float(found["seconds"])
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    start = time.monotonic() - before
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        while not training.done:
-            training.run_epoch(progress)
-            tensors, how_far = training.state()
-            checkpoint.save(kept, tensors, {**about, **how_far, "seconds": repr(time.monotonic() - start)})
-    model, scores = result(training, time.monotonic() - start)
+    seconds = complete(training, kept, about, resume)
+    model, scores = result(training, seconds)
     history = msgspec.json.encode(training.history).decode()
     artifact.save(model, out, **about, scores=msgspec.json.encode(scores).decode(), history=history)
     kept.unlink(missing_ok=True)
