@@ -324,5 +324,5 @@ def test_rock_lies_in_the_second_half_alone_and_changes_nothing_else():
         assert set(np.unique(before[~same])) <= {CLASSES.index("grass"), CLASSES.index("field")}
         here, there = with_rock.render(i).image, without.render(i).image
         far = cv2.erode(same.astype(np.uint8), np.ones((41, 41), np.uint8), borderValue=1) > 0  # beyond the blur
-        np.testing.assert_array_equal(here[far], there[far])
+        assert np.abs(here[far].astype(int) - there[far]).max() <= 1  # the blur rounds as a whole
         assert same.all() or np.abs(here[~same].astype(int) - there[~same]).mean() > 10
