@@ -80,12 +80,15 @@ class Recording(_Section, frozen=True, kw_only=True):
 
 class Governing(_Section, frozen=True, kw_only=True):
     """When learning rests, for the flight's sake: at off_c degrees Celsius, until it is hysteresis_c cooler; below
-    min_memory_mb of free memory; at undervoltage. sensors: the folder that sys and proc lie in.
+    min_memory_mb of free memory, min_disk_mb of disk for `state`, min_battery_percent of a battery that is being
+    emptied; at undervoltage. sensors: the folder that sys and proc lie in.
     """
 
     off_c: Annotated[float, Meta(ge=30, le=110)] = 80.0
     hysteresis_c: Annotated[float, Meta(ge=0.5, le=40)] = 5.0
     min_memory_mb: Annotated[int, Meta(ge=0, le=1_000_000)] = 64
+    min_disk_mb: Annotated[int, Meta(ge=0, le=1_000_000)] = 64
+    min_battery_percent: Annotated[int, Meta(ge=0, le=100)] = 15
     sensors: str = "/"
 
 

@@ -55,7 +55,7 @@ class Slot:
             self._ended = True
             self._ready.notify_all()
 
-    def take(self, stop: threading.Event, alive: Callable[[], None]) -> Iterator[Frame]:
+    def take(self, stop: threading.Event, alive: Callable[[], None] = lambda: None) -> Iterator[Frame]:
         """Frames as they come, until the end or until `stop`; `alive` is called at every turn, frame or none."""
         while not stop.is_set():
             alive()
@@ -121,7 +121,7 @@ def fly(path: Path, stop: threading.Event) -> None:
     with Notifier() as notifier, Assembly(config, Path(config.state)) as assembly:
         thread = threading.Thread(target=capture, args=(config.camera.source, slot, stop), name="capture", daemon=True)
         thread.start()
-        watch = Watch(config.governor)
+        watch = Watch(config.governor, assembly.state)
         assembly.desk.paused = lambda: watch.reason
         assembly.desk.told["governor"] = watch.describe
         _log.info("ready: model %s", assembly.desk.model.hash[:16])

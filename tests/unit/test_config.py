@@ -43,6 +43,8 @@ BOUNDS = [
     ("governor", "off_c", ["30", "80.0", "110"], ["29", "111", "nan"]),
     ("governor", "hysteresis_c", ["0.5", "40"], ["0", "41"]),
     ("governor", "min_memory_mb", ["0", "1000000"], ["-1", "1.5"]),
+    ("governor", "min_disk_mb", ["0", "1000000"], ["-1", "1.5"]),
+    ("governor", "min_battery_percent", ["0", "100"], ["-1", "101"]),
     ("governor", "sensors", ['"/"'], ["1"]),
     ("link", "keys", ['""'], ["1979-05-27"]),
 ]

@@ -1,5 +1,6 @@
 """The governor against traces of sensors, and the files that they are read from."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,12 @@ def test_short_memory_stops_learning_with_a_margin():
     assert rests(trace) == [False, True, True, True, False, False]
 
 
+@pytest.mark.parametrize(("name", "limit"), [("free_disk_mb", 64), ("battery_percent", 15)])
+def test_a_short_disk_and_a_low_battery_stop_learning_with_a_margin(name, limit):
+    trace = [Reading(**{name: factor * limit}) for factor in (2, 1, 0.9, 1.4, 1.5, 1)]
+    assert rests([*trace, Reading(**{name: 0}), Reading()]) == [False, False, True, True, False, False, True, True]
+
+
 def test_a_sensor_that_falls_silent_leaves_things_as_they_are():
     trace = [*warm(85), Reading(), Reading(), *warm(70), Reading()]
     assert rests(trace) == [True, True, True, False, False]
@@ -63,11 +70,18 @@ def test_reasons_are_words():
     assert said == "81 C, learns again at 75 C; undervoltage, throttled; 10 MB of memory free"
 
 
-def files(root, zones=(), throttled=None, memory=None):
+def files(root, zones=(), throttled=None, memory=None, supplies=()):
     for i, text in enumerate(zones):
         zone = root / f"sys/class/thermal/thermal_zone{i}"
         zone.mkdir(parents=True, exist_ok=True)
-        (zone / "temp").write_text(text)
+        temperature, _, kind = text.partition(" ")
+        (zone / "temp").write_text(temperature)
+        (zone / "type").write_text(kind or "cpu-thermal\n")
+    for i, words in enumerate(supplies):
+        supply = root / f"sys/class/power_supply/supply{i}"
+        supply.mkdir(parents=True, exist_ok=True)
+        for name, word in zip(("type", "status", "capacity"), words.split(), strict=False):
+            (supply / name).write_text(f"{word}\n")
     if throttled is not None:
         folder = root / "sys/devices/platform/soc/soc:firmware"
         folder.mkdir(parents=True, exist_ok=True)
@@ -79,16 +93,25 @@ def files(root, zones=(), throttled=None, memory=None):
 
 def test_sensors_are_read_from_their_files(tmp_path):
     memory = "MemTotal:        1000000 kB\nMemFree: 5 kB\nMemAvailable:    204800 kB\n"
-    files(tmp_path, ["48312\n", "51007\n", "-273000\n"], "50005\n", memory)
-    reading = Sensors(tmp_path).read()
-    assert reading == Reading(temperature_c=pytest.approx(51.007), throttled=0x50005, free_memory_mb=200.0)
+    supplies = ["Mains", "Battery Discharging 61", "Battery Charging 3", "Battery Discharging 200", "Battery"]
+    files(tmp_path, ["48312\n", "51007\n", "-273000\n", "100000\n PMIC-Die\n"], "50005\n", memory, supplies)
+    reading = Sensors(tmp_path, tmp_path).read()
+    about = os.statvfs(tmp_path)
+    assert reading == Reading(
+        temperature_c=pytest.approx(51.007),
+        throttled=0x50005,
+        free_memory_mb=200.0,
+        free_disk_mb=pytest.approx(about.f_bavail * about.f_frsize / 2**20, rel=0.01),
+        battery_percent=61,
+    )
 
 
 def test_odd_files_are_no_reading(tmp_path):
-    assert Sensors(tmp_path).read() == Reading()
-    files(tmp_path, ["hot\n", "999999\n", ""], "yes", "MemAvailable: much\n")
-    assert Sensors(tmp_path).read() == Reading()
+    nowhere = tmp_path / "nowhere"
+    assert Sensors(tmp_path, nowhere).read() == Reading()
+    files(tmp_path, ["hot\n", "999999\n", ""], "yes", "MemAvailable: much\n", ["Battery Discharging full"])
+    assert Sensors(tmp_path, nowhere).read() == Reading()
 
 
 def test_this_machine_can_be_read():
-    assert Sensors(Path(LIMITS.sensors)).read().free_memory_mb > 1
+    assert Sensors(Path(LIMITS.sensors), Path.cwd()).read().free_memory_mb > 1
