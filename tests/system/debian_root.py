@@ -8,6 +8,7 @@ import platform
 import shutil
 import stat
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from deploy.arm_tree import find, mirror, run, unpack_packages
@@ -44,14 +45,21 @@ NOISE = ("var/lib/dpkg/", "var/log/", "var/backups/", "etc/passwd-", "etc/group-
 class DebianRoot:
     """See the module. `cpu`: of qemu, where the architecture is not this machine's."""
 
-    def __init__(self, folder: Path, release: str, architecture: str, cpu: str = "cortex-a72") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        release: str,
+        architecture: str,
+        cpu: str = "cortex-a72",
+        packages: Sequence[str] = PACKAGES,
+    ) -> None:
         self.root = folder / "root"
         self._cpu, self._register = cpu, ""
         if architecture == "arm64" and platform.machine() != "aarch64":
             qemu = find().folder / "host/usr/bin/qemu-aarch64"
             self._register = f":hadanet-arm:M::{ARM_PROGRAM}:{qemu}:PF"
         work = folder / "apt"
-        unpack_packages(mirror(), architecture, PACKAGES, work, self.root, release)
+        unpack_packages(mirror(), architecture, packages, work, self.root, release)
         self._pretend_installed(sorted((work / "cache/archives").glob("*.deb")))
         shutil.rmtree(work)
         for name in ("passwd", "group"):
