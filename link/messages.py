@@ -110,11 +110,16 @@ class Welcome(_Message, tag=16, frozen=True):
 
 
 class Label(_Message, tag=17, frozen=True):
-    """An operator's answer to a query (reliable). `answer` is a class name, or "" for "don't know"."""
+    """An operator's answer to a query (reliable). `answer` is a class name, or "" for "don't know".
+
+    wrong: the tile is not of this class. new: the drone may not know the class yet, and adds it.
+    """
 
     id: int
     query: int
     answer: str
+    wrong: bool = False
+    new: bool = False
 
 
 class Undo(_Message, tag=18, frozen=True):

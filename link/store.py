@@ -17,7 +17,6 @@ from typing import Any
 from models.errors import LinkError
 
 _logger = logging.getLogger(__name__)
-_SCHEMA_VERSION = 1
 _SCHEMA = (
     # AUTOINCREMENT, because an id must stay larger than all before it even when the table was empty in between
     "CREATE TABLE IF NOT EXISTS outbox (id INTEGER PRIMARY KEY AUTOINCREMENT, peer TEXT NOT NULL,"
@@ -35,13 +34,20 @@ class Store:
     """A SQLite file of one process, by default that of its channels: write-ahead log, full sync per commit, mode 0600.
 
     A damaged file is moved aside (`moved_aside` is its new path) and an empty one takes its place, because a drone must
-    fly on. `boot` numbers this opening of the file. Raises LinkError where the file cannot be opened, written or moved,
-    or another process has it open.
+    fly on. `boot` numbers this opening of the file. `upgrades` are the statements that bring a file of version n to
+    version n + 1, from version 1 on; `schema` makes the newest. Raises LinkError where the file cannot be opened,
+    written or moved, or another process has it open.
     """
 
-    def __init__(self, path: Path, schema: Sequence[str] = _SCHEMA, probes: Sequence[str] = _PROBES) -> None:
+    def __init__(
+        self,
+        path: Path,
+        schema: Sequence[str] = _SCHEMA,
+        probes: Sequence[str] = _PROBES,
+        upgrades: Sequence[str] = (),
+    ) -> None:
         self.path = path
-        self._schema, self._probes = schema, probes
+        self._schema, self._probes, self._upgrades = schema, probes, upgrades
         self.boot = secrets.randbits(32)
         self.moved_aside: Path | None = None
         self.damaged = False
@@ -100,12 +106,14 @@ class Store:
             if (verdict := self._db.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
                 raise _Damaged(verdict)
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
-            if version not in (0, _SCHEMA_VERSION):
+            newest = 1 + len(self._upgrades)
+            if not 0 <= version <= newest:
                 raise _Damaged(f"schema version {version} is unknown")
-            if version == 0:  # else nothing is written: a file can be opened on a full disk
+            if version < newest:  # else nothing is written: a file can be opened on a full disk
                 self._db.execute("BEGIN IMMEDIATE")
-                for statement in (*self._schema, f"PRAGMA user_version={_SCHEMA_VERSION}"):
+                for statement in self._upgrades[version - 1 :] if version else self._schema:
                     self._db.execute(statement)
+                self._db.execute(f"PRAGMA user_version={newest}")
                 self._db.execute("COMMIT")
             # a table of the same name and other columns is no file of ours
             for probe in self._probes:

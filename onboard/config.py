@@ -43,17 +43,21 @@ class ModelChoice(_Section, frozen=True, kw_only=True):
 class Learning(_Section, frozen=True, kw_only=True):
     """How the head learns.
 
-    ridge: penalty of the closed-form head. propagate: weight of a label on the same ground in other frames.
-    reach_frames: how far. per_class: labelled and propagated samples kept for each class. holdout: the newest labels
-    of one ground patch in five wait here, as the gate's judges, before they are learned from; 0 for no gate.
+    ridge: penalty of the closed-form head. propagate: how much the same ground in other frames counts at most, beside
+    a labelled tile of 1; 0 for not at all. reach_frames: how far it is looked for. memory: labels that are fitted at
+    most. judges: so many of the newest labels judge each candidate; 0 for no gate. pseudo: how much the surest tiles of
+    the last frames count for what they seem to be, as a share of what the labels count; 0 for none. cpu_share: of one
+    core, over some seconds.
     """
 
     enabled: bool = True
-    ridge: Annotated[float, Meta(gt=0, le=1000)] = 0.2
-    propagate: Share = 0.5
+    ridge: Annotated[float, Meta(gt=0, le=1000)] = 0.1
+    propagate: Share = 1.0
     reach_frames: Annotated[int, Meta(ge=0, le=64)] = 6
-    per_class: Annotated[int, Meta(ge=8, le=1024)] = 160
-    holdout: Annotated[int, Meta(ge=0, le=256)] = 16
+    memory: Annotated[int, Meta(ge=16, le=768)] = 384
+    judges: Annotated[int, Meta(ge=0, le=256)] = 32
+    pseudo: Annotated[float, Meta(ge=0, le=10)] = 0.6
+    cpu_share: Annotated[float, Meta(ge=0.01, le=1)] = 0.1
 
 
 class Asking(_Section, frozen=True, kw_only=True):

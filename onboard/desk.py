@@ -45,6 +45,10 @@ ORDER_S = 10.0
 """How long a replay waits for a model that it orders."""
 
 
+Samples = Callable[[], tuple[bytes, bytes]]
+"""Bits and scales of a tile, and of the tile turned; called in the desk's thread, which has the time for it."""
+
+
 class Post(Protocol):
     """Where messages to the ground go: a `DroneLink`, or the loop-back of a replay."""
 
@@ -94,7 +98,7 @@ class Desk:
         self._told_s = 0.0
         self._changed = threading.Condition()
         self._history: deque[Seen] = deque(maxlen=KEPT_FRAMES)
-        self._questions: deque[tuple[Query, bytes, bytes]] = deque()
+        self._questions: deque[tuple[Query, Samples]] = deque()
         self._controls: deque[Control] = deque()
         self._ordered: deque[tuple[Model, int, int, str]] = deque()
         self._position, self.answers = self.log.last()
@@ -125,12 +129,12 @@ class Desk:
         self._waker.wake()
         return position
 
-    def ask(self, query: Query, bits: bytes, scales: bytes) -> None:
-        """Hand a question over: it is written to the log, then posted."""
+    def ask(self, query: Query, samples: Samples) -> None:
+        """Hand a question over: it is written to the log, then posted. `samples` gives its tile's features, packed."""
         if len(self._questions) >= MAX_QUESTIONS:
             self.dropped_questions += 1
             return
-        self._questions.append((query, bits, scales))
+        self._questions.append((query, samples))
         self._waker.wake()
 
     def tell(self, status: Status) -> None:
@@ -242,10 +246,10 @@ class Desk:
 
     def _post_questions(self) -> None:
         while self._questions:
-            query, bits, scales = self._questions.popleft()
+            query, samples = self._questions.popleft()
             problem = ""
             try:
-                self.log.asked(query, self._cols, bits, scales)
+                self.log.asked(query, self._cols, *samples())
                 self._up(query)
             except HadanetError as error:
                 self.dropped_questions += 1
@@ -285,10 +289,10 @@ class Desk:
 
     def _with_head(self, head: Head) -> Model:
         weight, bias = np.frombuffer(head.weight, np.int16), np.frombuffer(head.bias, np.int16)
-        shape = (len(self.model.classes), self.model.spec.feature_count)
+        shape = (len(head.classes), self.model.spec.feature_count)
         if weight.size != shape[0] * shape[1]:
             raise ArtifactError("the learner gave a head of another shape; it is refused")
-        return self.model.with_tensors({"head.weight": weight.reshape(shape), "head.bias": bias})
+        return self.model.with_tensors({"head.weight": weight.reshape(shape), "head.bias": bias}, head.classes)
 
     def _give(self, socket: zmq.Socket[bytes]) -> None:
         """Answer the learner's request with the next frame, if there is one."""

@@ -7,6 +7,7 @@ the head in force, and may be a frame or two ahead in another thread; `decide` i
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import msgspec
 import numpy as np
@@ -19,13 +20,16 @@ from onboard import footprint
 from onboard.config import Config
 from onboard.desk import Desk, Post
 from onboard.detections import FrameResult
+from onboard.exposure import Exposure, apply
 from onboard.frame import Frame
-from onboard.grid import crop, cut, jpeg, warm_up
-from onboard.learner import HISTORY_FRAMES, Observation, head_logits
+from onboard.grid import crop, cut, jpeg, one, warm_up
+from onboard.head import head_logits
+from onboard.learner import HISTORY_FRAMES, Observation
 from onboard.queries import Asker
 from onboard.recorder import Recorder
 from onboard.registration import Registration
 from onboard.tracks import Path, Smoother
+from onboard.turned import Turned
 
 LATENCIES_KEPT = 20_000
 STATUS_EVERY_S = 1.0
@@ -38,12 +42,14 @@ Scales = NDArray[np.float16]
 class Look(msgspec.Struct, frozen=True):
     """What one frame shows, whatever was learned: features of its tiles, motion (3, 3) to the frame before or None.
 
-    inference_ms, whole_ms: how long the features took, and all of it.
+    light: the table of `onboard.exposure` that its tiles went through. inference_ms, whole_ms: how long the features
+    took, and all of it.
     """
 
     frame: Frame
     features: Features
     motion: NDArray[np.float64] | None
+    light: NDArray[np.uint8]
     inference_ms: float
     whole_ms: float
 
@@ -83,6 +89,8 @@ class Flight:
         self._engine.warm_up()
         warm_up()
         self._tiles = np.zeros((rows * cols, base.spec.input_size, base.spec.input_size, 3), np.uint8)
+        self._exposure = Exposure(base.spec.mean[::-1])
+        self._turned = Turned(base)
         self._registration = Registration(rows, cols)
         self._beside = ThreadPoolExecutor(1, "registration")
         self._path = Path(HISTORY_FRAMES)
@@ -102,9 +110,12 @@ class Flight:
         camera = self._config.camera
         cut(frame.image, camera.rows, camera.cols, self._tiles.shape[1], self._tiles)
         motion = self._beside.submit(self._registration.step, frame.image)
+        light = self._exposure.step(self._tiles)
+        apply(light, self._tiles)
         features = self._engine.features(self._tiles)
         inferred = time.perf_counter()
-        return Look(frame, features, motion.result(), (inferred - start) * 1e3, (time.perf_counter() - start) * 1e3)
+        whole = motion.result()
+        return Look(frame, features, whole, light, (inferred - start) * 1e3, (time.perf_counter() - start) * 1e3)
 
     def decide(self, look: Look) -> Step:
         """The second part of `step`, for each look in turn."""
@@ -127,17 +138,17 @@ class Flight:
             class_names=model.classes,
         )
         bits, scales = features.bits, features.scales.astype(np.float16)  # as label log and learner keep them
-        asked = self._ask(result, bits, scales, values)
+        asked = self._ask(result, look.light, bits, scales, values)
         self._hand_over(result, model, bits, scales, motion)
         self.inference_ms.append(look.inference_ms + (decided - start) * 1e3)
         self.whole_ms.append(look.whole_ms + (time.perf_counter() - start) * 1e3)
         self.frames += 1
         return Step(result, features, head, out, motion, asked)
 
-    def _ask(self, result: FrameResult, bits: Bits, scales: Scales, values: Floats32) -> tuple[Query, ...]:
+    def _ask(self, result: FrameResult, light: Bits, bits: Bits, scales: Scales, values: Floats32) -> tuple[Query, ...]:
         frame, ask = result.frame, self._config.ask
         queries = []
-        for tile in self._asker.choose(frame.index, self._path, values):
+        for tile in self._asker.choose(frame.index, self._path, values, result.confidence):
             self.questions += 1
             row, col = divmod(tile, result.cols)
             lat, lon = self._place(frame, row, col)
@@ -155,7 +166,9 @@ class Flight:
                 lat_deg=lat,
                 lon_deg=lon,
             )
-            self._desk.ask(query, bits[tile].tobytes(), scales[tile].tobytes())
+            own = bits[tile].tobytes(), scales[tile].tobytes()
+            seen = one(frame.image, result.rows, result.cols, tile, self._tiles.shape[1])
+            self._desk.ask(query, partial(self._turned.samples, *own, seen, light))
             queries.append(query)
         return tuple(queries)
 

@@ -94,6 +94,14 @@ def _shrink(
                 pixels[x, 0], pixels[x, 1], pixels[x, 2] = np.rint(blue), np.rint(green), np.rint(red)
 
 
+def one(image: Image, rows: int, cols: int, tile: int, size: int) -> Image:
+    """One tile of a BGR image as `cut` gives it, but for the last rounding; (size, size, 3)."""
+    ys, xs = edges(image.shape[0], rows), edges(image.shape[1], cols)
+    r, c = divmod(tile, cols)
+    seen = cv2.resize(image[ys[r] : ys[r + 1], xs[c] : xs[c + 1]], (size, size), interpolation=cv2.INTER_AREA)
+    return seen.astype(np.uint8, copy=False)
+
+
 def crop(image: Image, rows: int, cols: int, tile: int, size: int) -> Image:
     """The tile with half a tile around it, marked by a thin frame, as (size, size, 3): what an operator sees."""
     ys, xs = edges(image.shape[0], rows), edges(image.shape[1], cols)

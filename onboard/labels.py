@@ -15,11 +15,14 @@ _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS asked (query INTEGER PRIMARY KEY, frame INTEGER NOT NULL, tile INTEGER NOT NULL,"
     " backbone TEXT NOT NULL, bits BLOB NOT NULL, scales BLOB NOT NULL) STRICT",
     "CREATE TABLE IF NOT EXISTS answers (position INTEGER PRIMARY KEY AUTOINCREMENT, id INTEGER NOT NULL,"
-    " undo INTEGER NOT NULL, query INTEGER, answer TEXT NOT NULL, UNIQUE (id, undo)) STRICT",
+    " undo INTEGER NOT NULL, query INTEGER, answer TEXT NOT NULL, flags INTEGER NOT NULL DEFAULT 0,"
+    " UNIQUE (id, undo)) STRICT",
 )
+_UPGRADES = ("ALTER TABLE answers ADD COLUMN flags INTEGER NOT NULL DEFAULT 0",)
+_WRONG, _NEW = 1, 2
 _PROBES = (
     "SELECT query, frame, tile, backbone, bits, scales FROM asked",
-    "SELECT position, id, undo, query, answer FROM answers",
+    "SELECT position, id, undo, query, answer, flags FROM answers",
 )
 
 
@@ -31,7 +34,7 @@ class LabelLog:
     """
 
     def __init__(self, path: Path, backbone: str = "") -> None:
-        self._store = Store(path, schema=_SCHEMA, probes=_PROBES)
+        self._store = Store(path, schema=_SCHEMA, probes=_PROBES, upgrades=_UPGRADES)
         self._lock = threading.Lock()
         self._backbone = backbone
         self._boot = self._store.boot >> 1  # 31 bits, so that a query id fits the 63 bits of an SQLite integer
@@ -51,12 +54,13 @@ class LabelLog:
     def answered(self, message: Label | Undo) -> bool:
         """Store an answer or an undo; durable on return. False when it is known already."""
         if isinstance(message, Label):
-            row: tuple[int | str, ...] = (message.id, 0, message.query, message.answer)
+            flags = _WRONG * message.wrong | _NEW * message.new
+            row: tuple[int | str, ...] = (message.id, 0, message.query, message.answer, flags)
         else:
-            row = (message.label, 1, 0, "")
+            row = (message.label, 1, 0, "", 0)
         if any(isinstance(number, int) and not 0 <= number < 2**63 for number in row):
             raise LinkError(f"an answer with a number beyond 63 bits is refused: {message}")
-        sql = "INSERT OR IGNORE INTO answers (id, undo, query, answer) VALUES (?, ?, ?, ?) RETURNING position"
+        sql = "INSERT OR IGNORE INTO answers (id, undo, query, answer, flags) VALUES (?, ?, ?, ?, ?) RETURNING position"
         with self._lock:
             new = bool(self._store.execute(sql, row))
             self._store.commit()
@@ -65,7 +69,7 @@ class LabelLog:
     def since(self, position: int) -> list[GivenLabel]:
         """Entries after `position`, in order. Answers to questions that were never asked here have no features."""
         sql = (
-            "SELECT position, id, undo, query, answer, frame, tile, bits, scales FROM answers"
+            "SELECT position, id, undo, query, answer, flags, frame, tile, bits, scales FROM answers"
             " LEFT JOIN (SELECT * FROM asked WHERE backbone = ?) USING (query) WHERE position > ? ORDER BY position"
         )
         with self._lock:
@@ -79,6 +83,7 @@ class LabelLog:
         undo: int,
         query: int,
         answer: str,
+        flags: int,
         frame: int | None,
         tile: int | None,
         bits: bytes | None,
@@ -89,7 +94,10 @@ class LabelLog:
         if frame is None or tile is None or bits is None or scales is None:
             return GivenLabel(position, label, -1, 0, "", b"", b"")
         # frame numbers start again at every boot, so only questions of this one lie near its frames
-        return GivenLabel(position, label, frame if query >> 32 == self._boot else -1, tile, answer, bits, scales)
+        here = frame if query >> 32 == self._boot else -1
+        return GivenLabel(
+            position, label, here, tile, answer, bits, scales, 0, bool(flags & _WRONG), bool(flags & _NEW)
+        )
 
     def last(self) -> tuple[int, int]:
         """Position of the newest entry (0: none), and how many entries there are."""

@@ -1,42 +1,43 @@
 """Learning in the air: a closed-form head over a replay memory, proposed to a gate. Knows no socket, file or clock.
 
-The head is a class-balanced ridge regression onto +-1 targets, solved exactly whenever labels arrived, so that a
-label that is taken back is really gone and the same labels give the same head. A label counts for its tile and, with
-less weight, for the tiles of other frames that show the same ground. The memory keeps binary features and their
-block scales. One label in five goes to the holdout first: it judges candidates before it is learned from.
-
-What is fitted and who judges follow from the labels that are there, in their order, and from nothing else.
+Whenever labels arrived the head is solved anew from all that is remembered, so that a label that is taken back is
+really gone and the same labels give the same head. A label counts for its tile, for the tile turned by quarters, and
+for the tiles of other frames that show the same ground. Then the surest tiles of the last frames count as well, for the
+class that they seem to be (pseudo-labels). The newest labels judge what came of it, each by what a head would say that
+was fitted without it: every label is learned from, and none judges itself.
 """
 
-import zlib
-from collections.abc import Iterable
 from typing import Literal
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from models.bits import unpack_signs
 from models.errors import ArtifactError
-from models.model import Model
-from models.network import HEAD_STEP
+from models.model import MAX_CLASSES, Model
 from onboard.config import Learning
+from onboard.head import fit_and_judge, head_logits
+from onboard.memory import Lesson, Memory, Packing, joined, products, rounded
 from onboard.tracks import Path, centres, overlaps
 
 HISTORY_FRAMES = 64
-TEMPERATURE = 3.0
-"""Sharpness of the probabilities: logits are this times the regression's outputs, which lie around -1..1."""
-HOLDOUT_EVERY = 5
-HOLDOUT_AFTER = 8
-"""So many labels of a class are learned from before one is held out: early ones are worth too much to wait."""
 MIN_OVERLAP = 0.5
-RESERVE = 256
-"""Samples of each class kept beyond those that are fitted: an undo gives their place back to them."""
+NEIGHBOUR = 0.5
+"""Weight of a tile that shows the same ground in another frame, for each whole overlap; the labelled tile has 1."""
+PSEUDO_FRAMES = 12
+PSEUDO_SHARE = 0.3
+"""Of the tiles of the last frames that seem to be of a class, so many are taken for it: the threshold is each class's
+own."""
+PSEUDO_MAX = 64
 GATE_P = 0.05
-"""A candidate is refused when its losses on the holdout are this unlikely by chance (one-sided sign test)."""
+"""A candidate is refused when its losses before the judges are this unlikely by chance (one-sided sign test)."""
 GATE_TOP_SHARE = 0.98
 """A candidate that calls this share of the recent tiles one class is refused if the model in force does not."""
-STATE_VERSION = 1
+MAX_CLASS_NAME = 40
+STATE_VERSION = 2
+
+Floats32 = NDArray[np.float32]
+Ints = NDArray[np.intp]
 
 
 class Observation(msgspec.Struct, frozen=True, array_like=True):
@@ -56,7 +57,9 @@ class Observation(msgspec.Struct, frozen=True, array_like=True):
 class GivenLabel(msgspec.Struct, frozen=True, array_like=True):
     """A label with the features of its tile: position in the label log, id, frame (-1: of another boot) and tile.
 
-    `undo` is the id of a label that is taken back; then nothing else counts but the position.
+    bits and scales are of one sample or several: the tile as it was seen, then turned. `undo` is the id of a label that
+    is taken back; then nothing else counts but the position. wrong: the tile is not of class `answer`. new: `answer`
+    may be a class that the model does not know yet.
     """
 
     position: int
@@ -67,21 +70,8 @@ class GivenLabel(msgspec.Struct, frozen=True, array_like=True):
     bits: bytes
     scales: bytes
     undo: int = 0
-
-
-class Sample(msgspec.Struct, frozen=True, array_like=True):
-    """One entry of the replay memory: whose label, which class, how much it counts, and the packed features.
-
-    own: it is the labelled tile itself, not a neighbour. judge: its label is one of the fifth that judge first.
-    """
-
-    label: int
-    cls: int
-    weight: float
-    bits: bytes
-    scales: bytes
-    own: bool
-    judge: bool
+    wrong: bool = False
+    new: bool = False
 
 
 class Update(msgspec.Struct, frozen=True):
@@ -104,70 +94,14 @@ class State(msgspec.Struct, array_like=True, kw_only=True):
     model_hash: str
     boot: int
     position: int
-    samples: list[Sample]
+    lessons: list[Lesson]
+    honest: dict[int, str]
     changed: bool
     updates: int
     rollbacks: int
+    classes: tuple[str, ...]
     head_weight: bytes
     head_bias: bytes
-
-
-def fit_head(
-    features: NDArray[np.float32], classes: NDArray[np.intp], weights: NDArray[np.float64], count: int, ridge: float
-) -> tuple[NDArray[np.int16], NDArray[np.int16]]:
-    """The head on its grid: int16 (count, F) and (count,), from features (n, F), classes (n,) and weights (n,).
-
-    Solves min over W of sum_i w_i |W x_i / sqrt(F) + b - y_i|^2 + ridge |W|^2, in the samples' space when they are
-    fewer than the features; y = +1 for the class and -1 for the others, b is the weighted mean of y. Weights of a class
-    are divided by the root of their sum, half way between counting samples and counting classes, and then by their
-    mean over all samples. A class without samples gets a bias below all others.
-    Raises ArtifactError when the solution is not finite or leaves the grid.
-    """
-    n, f = features.shape
-    present, offset, root, residual = balanced(classes, weights, count)
-    a = features.astype(np.float64) * (root / np.sqrt(f))
-    if n <= f:
-        solution = a.T @ np.linalg.solve(a @ a.T + ridge * np.eye(n), residual)
-    else:
-        solution = np.linalg.solve(a.T @ a + ridge * np.eye(f), a.T @ residual)
-    return on_grid(solution, present, offset, count)
-
-
-def balanced(
-    classes: NDArray[np.intp], weights: NDArray[np.float64], count: int
-) -> tuple[NDArray[np.intp], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """The right side of `fit_head`: classes that are there (p,), their bias (p,), the roots of the balanced weights
-    (n, 1), and the targets less the bias, times those roots (n, p)."""
-    present = np.unique(classes)
-    total = np.bincount(classes, weights, count)
-    w = weights / np.sqrt(total[classes])
-    w /= w.mean()
-    targets = np.where(classes[:, None] == present, 1.0, -1.0)
-    offset = w @ targets / w.sum()
-    root = np.sqrt(w)[:, None]
-    return present, offset, root, (targets - offset) * root
-
-
-def on_grid(
-    solution: NDArray[np.float64], present: NDArray[np.intp], offset: NDArray[np.float64], count: int
-) -> tuple[NDArray[np.int16], NDArray[np.int16]]:
-    """The head that `fit_head` returns, from its solution (F, p). Raises ArtifactError as it does."""
-    f = len(solution)
-    weight = np.zeros((count, f))
-    bias = np.full(count, -4.0)
-    weight[present] = solution.T / np.sqrt(f)
-    bias[present] = offset
-    grid = np.round(np.column_stack([weight, bias]) * (TEMPERATURE / HEAD_STEP))
-    if not np.isfinite(grid).all() or np.abs(grid).max() > np.iinfo(np.int16).max:
-        raise ArtifactError("the head's weights left their grid")
-    return grid[:, :-1].astype(np.int16), grid[:, -1].astype(np.int16)
-
-
-def head_logits(model: Model, values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Logits (n, classes) of the model's head on feature values (n, F)."""
-    weight = model.tensors["head.weight"].astype(np.float32)
-    out: NDArray[np.float32] = (values @ weight.T + model.tensors["head.bias"].astype(np.float32)) * HEAD_STEP
-    return out
 
 
 class Learner:
@@ -187,12 +121,12 @@ class Learner:
         self._base_hash = model.with_classes(model.classes).hash
         self._settings = settings
         self._shape = (rows, cols)
-        features, beta = model.spec.feature_count, model.spec.beta_f
-        self._bits_bytes = -(-features // 8)
-        self._scales_bytes = 2 * -(-features // (beta or features))
+        self._packing = Packing(model.spec)
+        self._memory = Memory(self._packing, settings.memory)
+        self._honest: dict[int, str] = {}
         self._path = Path(HISTORY_FRAMES)
         self._seen: dict[int, Observation] = {}
-        self._samples: list[Sample] = []
+        self._recent: dict[int, Floats32] = {}
         self._changed = False
 
     # --- what arrives ------------------------------------------------------------------------------------------
@@ -203,7 +137,8 @@ class Learner:
         After `restore` the frames around labels that are still under way have to be observed once more.
         """
         tiles = self._shape[0] * self._shape[1]
-        if len(seen.bits) != tiles * self._bits_bytes or len(seen.scales) != tiles * self._scales_bytes:
+        wanted = tiles * self._packing.bits_bytes, tiles * self._packing.scales_bytes
+        if (len(seen.bits), len(seen.scales)) != wanted:
             raise ArtifactError(
                 f"frame {seen.frame} has another grid or another model's features than the learner was started with; "
                 "start the daemon anew after a change of its configuration"
@@ -220,69 +155,66 @@ class Learner:
     def label(self, given: GivenLabel) -> None:
         """Take a label, an "I don't know" (""), or an undo. A label that was taken already changes nothing.
 
-        So does one of an unknown class, and one whose features are not finite or another model's.
+        So does one of an unknown class that is not said to be new, and one whose features are not finite or another
+        model's.
         """
         if given.position <= self.position:
             return
         self.position = given.position
         if given.undo:
-            left = [s for s in self._samples if s.label != given.undo]
-            self._changed = self._changed or len(left) != len(self._samples)
-            self._samples = left
-        elif given.answer in self.model.classes and self._usable(given.bits, given.scales):
-            cls = self.model.classes.index(given.answer)
-            self._samples += self._with_neighbours(given, cls)
-            self._evict(cls)
+            self._changed = self._memory.remove(given.undo) or self._changed
+            self._honest.pop(given.undo, None)
+        elif self._names(given) and self._packing.samples(given.bits, given.scales):
+            lesson = self._lesson(given)
+            self._memory.add(lesson)
+            if self.updates and not given.wrong:
+                said = head_logits(self.model, self._memory.row(lesson)[None]).argmax()
+                self._honest[given.id] = self.model.classes[said]
             self._changed = True
 
-    def _usable(self, bits: bytes, scales: bytes) -> bool:
-        whole = len(bits) == self._bits_bytes and len(scales) == self._scales_bytes
-        return whole and bool(np.isfinite(np.frombuffer(scales, np.float16)).all())
+    def _names(self, given: GivenLabel) -> bool:
+        """Whether the answer names a class, a known one or one that may be added."""
+        classes = self._classes()
+        if given.answer in classes:
+            return True
+        name = given.answer
+        proper = name.isprintable() and name == name.strip() and 0 < len(name) <= MAX_CLASS_NAME
+        return given.new and not given.wrong and proper and len(classes) < MAX_CLASSES
 
-    def _with_neighbours(self, given: GivenLabel, cls: int) -> list[Sample]:
-        """The label's own sample first, then those of the same ground in the frames around it."""
-        # by content: whether a label judges must not depend on the labels before it, which may be taken back
-        judge = zlib.crc32(given.bits + given.scales) % HOLDOUT_EVERY == 0
-        group = [Sample(given.id, cls, 1.0, given.bits, given.scales, True, judge)]
+    def _classes(self) -> tuple[str, ...]:
+        """The base's classes, then the new ones that labels name, in the order of those labels."""
+        named = {lesson.answer: None for lesson in self._memory.lessons if not lesson.wrong}
+        return tuple(dict.fromkeys((*self._base.classes, *named)))
+
+    def _lesson(self, given: GivenLabel) -> Lesson:
+        """The tile's own samples, which weigh 1 together, and those of the same ground in the frames around it."""
+        own = self._packing.samples(given.bits, given.scales)
+        near = self._near(given)
+        total = sum(weight for _, _, weight in near)
+        part = min(1.0, self._settings.propagate / total) if total else 0.0
+        bits, scales = joined([(given.bits, given.scales), *((b, s) for b, s, _ in near)])
+        # rounded: the last digits depend on which frame the chain of motions is counted from
+        weights = (*[1 / own] * own, *(round(part * weight, 6) for _, _, weight in near))
+        return Lesson(given.id, given.answer, given.wrong, bits, scales, weights)
+
+    def _near(self, given: GivenLabel) -> list[tuple[bytes, bytes, float]]:
         rows, cols = self._shape
-        settings = self._settings
+        bits_bytes, scales_bytes = self._packing.bits_bytes, self._packing.scales_bytes
+        found = []
         for frame, seen in self._seen.items():
-            near = 0 < abs(frame - given.frame) <= settings.reach_frames and given.frame >= 0
-            motion = self._path.motion(given.frame, frame) if near and settings.propagate else None
+            near = 0 < abs(frame - given.frame) <= self._settings.reach_frames and given.frame >= 0
+            motion = self._path.motion(given.frame, frame) if near and self._settings.propagate else None
             if motion is None:
                 continue
             share = overlaps((centres(rows, cols)[given.tile] @ motion.T)[None], rows, cols)[0]
             tile = int(share.argmax())
-            bits = seen.bits[tile * self._bits_bytes :][: self._bits_bytes]
-            scales = seen.scales[tile * self._scales_bytes :][: self._scales_bytes]
-            if share[tile] > MIN_OVERLAP and self._usable(bits, scales):
-                # rounded: the last digits depend on which frame the chain of motions is counted from
-                weight = round(settings.propagate * float(share[tile]), 6)
-                group.append(Sample(given.id, cls, weight, bits, scales, False, judge))
-        return group
-
-    def _evict(self, cls: int) -> None:
-        """Bound the class: neighbours go before labels, old before new."""
-        ranked = sorted((s for s in self._samples if s.cls == cls), key=lambda s: s.own)
-        if surplus := {id(s) for s in ranked[: -self._settings.per_class - RESERVE]}:
-            self._samples = [s for s in self._samples if id(s) not in surplus]
-
-    def _split(self) -> tuple[list[Sample], list[Sample]]:
-        """What is fitted, and the judges: of the labels that judge first the newest; they are not learned from yet."""
-        holdout = self._settings.holdout
-        known = [0] * len(self.model.classes)
-        judges = []
-        for sample in (s for s in self._samples if s.own):
-            if sample.judge and known[sample.cls] >= HOLDOUT_AFTER:
-                judges.append(sample)
-            known[sample.cls] += 1
-        judges = judges[-holdout:] if holdout else []
-        waiting = {s.label for s in judges}
-        memory = []
-        for cls in range(len(self.model.classes)):
-            there = [s for s in self._samples if s.cls == cls and s.label not in waiting]
-            memory += sorted(there, key=lambda s: s.own)[-self._settings.per_class :]
-        return memory, judges
+            bits, scales = (
+                seen.bits[tile * bits_bytes :][:bits_bytes],
+                seen.scales[tile * scales_bytes :][:scales_bytes],
+            )
+            if share[tile] > MIN_OVERLAP and self._packing.samples(bits, scales):
+                found.append((bits, scales, round(NEIGHBOUR * float(share[tile]), 6)))
+        return found
 
     # --- learning ----------------------------------------------------------------------------------------------
 
@@ -291,53 +223,106 @@ class Learner:
         if not self._changed:
             return None
         self._changed = False
-        memory, judges = self._split()
-        labels = len({s.label for s in memory})
+        lessons = self._memory.chosen()
+        honest: dict[int, str] = {}
         try:
-            if len({s.cls for s in memory}) < 2:
+            if len({lesson.answer for lesson in lessons if not lesson.wrong}) < 2:
                 candidate, why = self._base, ""  # nothing to tell apart, not yet or, after an undo, no longer
             else:
-                candidate = self._candidate(memory)
-                why = self._gate(candidate, judges)
+                candidate, honest = self._candidate(lessons)
+                why = self._gate(candidate, honest)
         except (ArtifactError, np.linalg.LinAlgError) as error:
             why = str(error)
         if why:
             self.rollbacks += 1
-            return Update(None, "refused", why, labels)
+            return Update(None, "refused", why, len(lessons))
+        self._honest = honest
         if candidate.hash == self.model.hash:
             return None
         self.model = candidate
         self.updates += 1
-        return Update(candidate, "learned", f"{labels} labels, {len(memory)} samples", labels)
+        return Update(candidate, "learned", f"{len(lessons)} labels", len(lessons))
 
-    def _values(self, bits: Iterable[bytes], scales: Iterable[bytes]) -> NDArray[np.float32]:
-        """As `models.engine.Features.values`, which would bring the kernels' compiler into the learner's process."""
-        spec = self.model.spec
-        count = spec.feature_count
-        b = np.frombuffer(b"".join(bits), np.uint8).reshape(-1, self._bits_bytes)
-        s = np.frombuffer(b"".join(scales), np.float16).astype(np.float32).reshape(len(b), -1)
-        return unpack_signs(b, count) * np.repeat(s, spec.beta_f or count, axis=1)[:, :count]
+    def _candidate(self, lessons: list[Lesson]) -> tuple[Model, dict[int, str]]:
+        """A model from lessons, newest first, and what it says of the judges, each left out: class by label.
 
-    def _candidate(self, memory: list[Sample]) -> Model:
-        values = self._values((s.bits for s in memory), (s.scales for s in memory))
-        classes = np.array([s.cls for s in memory], np.intp)
-        weights = np.array([s.weight for s in memory])
-        weight, bias = fit_head(values, classes, weights, len(self.model.classes), self._settings.ridge)
-        return self.model.with_tensors({"head.weight": weight, "head.bias": bias})
+        First from the labels alone; then with pseudo-labels, unless the judges lose more by them than they gain.
+        """
+        classes = self._classes()
+        lessons = sorted(lessons, key=lambda lesson: lesson.wrong)  # judges come first, and must be sure themselves
+        rows, gram = self._memory.rows(lessons)
+        numbers = np.array([classes.index(lesson.answer) for lesson in lessons], np.intp)
+        denied = np.array([lesson.wrong for lesson in lessons])
+        n, judges = len(lessons), min(self._settings.judges, int((~denied).sum()))
+        chosen, said = self._fit(rows, gram, numbers, denied, np.ones(n), judges, classes)
+        values, guesses = self._pseudo(chosen)
+        if len(values):
+            across, within = products(rows, values), products(values, values)
+            pseudo, with_pseudo = self._fit(
+                np.concatenate([rows, values]),
+                np.block([[gram, across], [across.T, within]]),
+                np.concatenate([numbers, guesses]),
+                np.concatenate([denied, np.zeros(len(values), np.bool_)]),
+                np.concatenate([np.ones(n), np.full(len(values), self._settings.pseudo * n / len(values))]),
+                judges,
+                classes,
+            )
+            right, before = with_pseudo == numbers[:judges], said == numbers[:judges]
+            if (right & ~before).sum() >= (before & ~right).sum():
+                chosen, said = pseudo, with_pseudo
+        return chosen, {lesson.label: classes[c] for lesson, c in zip(lessons, said, strict=False)}
 
-    def _gate(self, candidate: Model, judges: list[Sample]) -> str:
+    def _fit(
+        self,
+        rows: Floats32,
+        gram: Floats32,
+        numbers: Ints,
+        denied: NDArray[np.bool_],
+        weights: NDArray[np.float64],
+        judges: int,
+        classes: tuple[str, ...],
+    ) -> tuple[Model, Ints]:
+        """`fit_and_judge`, its head in a model."""
+        ridge = self._settings.ridge
+        weight, bias, said = fit_and_judge(rows, gram, numbers, denied, weights, len(classes), ridge, judges)
+        return self._base.with_tensors({"head.weight": weight, "head.bias": bias}, classes), said
+
+    def _pseudo(self, model: Model) -> tuple[Floats32, Ints]:
+        """Rows (m, F) of the surest tiles of the last frames, and their classes (m,)."""
+        if not self._settings.pseudo:
+            return np.zeros((0, model.spec.feature_count), np.float32), np.zeros(0, np.intp)
+        values = np.concatenate(self._last_values())
+        logits = head_logits(model, values)
+        ranked = np.sort(logits, axis=1)
+        margin, said = ranked[:, -1] - ranked[:, -2], logits.argmax(axis=1)
+        share = min(PSEUDO_SHARE, PSEUDO_MAX / len(values))
+        taken = []
+        for cls in range(len(model.classes)):
+            own = np.flatnonzero(said == cls)
+            taken.append(own[np.argsort(-margin[own], kind="stable")[: int(share * len(own))]])
+        sure = np.concatenate(taken)
+        return values[sure], said[sure]
+
+    def _last_values(self) -> list[Floats32]:
+        """Rows of the tiles of the last frames, (tiles, F) each; those that are not finite are left out."""
+        frames = list(self._seen)[-PSEUDO_FRAMES:]
+        for frame in frames:
+            if frame not in self._recent:
+                values = rounded(self._packing.values(self._seen[frame].bits, self._seen[frame].scales))
+                self._recent[frame] = values[np.isfinite(values).all(axis=1)]
+        self._recent = {frame: self._recent[frame] for frame in frames}
+        return [np.zeros((0, self.model.spec.feature_count), np.float32), *self._recent.values()]
+
+    def _gate(self, candidate: Model, honest: dict[int, str]) -> str:
         """Why the candidate must not fly, or "" if it may."""
-        if judges:
-            values = self._values((s.bits for s in judges), (s.scales for s in judges))
-            truth = np.array([s.cls for s in judges])
-            now, then = (head_logits(m, values).argmax(1) == truth for m in (candidate, self.model))
-            gains, losses = int((now & ~then).sum()), int((then & ~now).sum())
-            if losses > gains and sign_test(gains, losses) < GATE_P:
-                return f"worse on the holdout: {losses} lost, {gains} gained of {len(judges)}"
+        truth = {lesson.label: lesson.answer for lesson in self._memory.lessons}
+        both = [(said, self._honest[label], truth[label]) for label, said in honest.items() if label in self._honest]
+        gains = sum(now == right != then for now, then, right in both)
+        losses = sum(then == right != now for now, then, right in both)
+        if losses > gains and sign_test(gains, losses) < GATE_P:
+            return f"worse before the judges: {losses} lost, {gains} gained of {len(both)}"
         if self._seen and len(self.model.classes) > 1 and self.updates:
-            recent = list(self._seen.values())[-8:]
-            values = self._values((o.bits for o in recent), (o.scales for o in recent))
-            values = values[np.isfinite(values).all(axis=1)]
+            values = np.concatenate(self._last_values())
             said = [head_logits(m, values).argmax(1) for m in (candidate, self.model)]
             top = [np.bincount(classes).max(initial=0) / max(1, len(values)) for classes in said]
             if top[0] > GATE_TOP_SHARE >= top[1]:
@@ -355,10 +340,12 @@ class Learner:
                 model_hash=self.model.hash,
                 boot=self.boot,
                 position=self.position,
-                samples=self._samples,
+                lessons=self._memory.lessons,
+                honest=self._honest,
                 changed=self._changed,
                 updates=self.updates,
                 rollbacks=self.rollbacks,
+                classes=self.model.classes,
                 head_weight=self.model.tensors["head.weight"].tobytes(),
                 head_bias=self.model.tensors["head.bias"].tobytes(),
             )
@@ -370,23 +357,25 @@ class Learner:
             state = msgspec.msgpack.decode(data, type=State)
             if state.version != STATE_VERSION or state.base_hash != self._base_hash:
                 raise ValueError("it belongs to another model or version")
-            classes = len(self.model.classes)
             head = {
-                "head.weight": np.frombuffer(state.head_weight, np.int16).reshape(classes, -1),
+                "head.weight": np.frombuffer(state.head_weight, np.int16).reshape(len(state.classes), -1),
                 "head.bias": np.frombuffer(state.head_bias, np.int16),
             }
-            model = self._base.with_tensors(head)
-            sound = all(
-                0 <= s.cls < classes and 0 < s.weight <= 1 and self._usable(s.bits, s.scales) for s in state.samples
-            )
-            if model.hash != state.model_hash or not sound:
+            model = self._base.with_tensors(head, state.classes)
+            if model.hash != state.model_hash or not all(map(self._sound, state.lessons)):
                 raise ValueError("it contradicts itself")
         except (msgspec.MsgspecError, ValueError, ArtifactError) as error:
             raise ArtifactError(f"the learner's state cannot be used: {error}; it starts anew") from error
         self.model, self.boot, self.position = model, state.boot, state.position
-        self.frame, self._path, self._seen = -1, Path(HISTORY_FRAMES), {}
-        self._samples, self._changed = state.samples, state.changed
+        self.frame, self._path, self._seen, self._recent = -1, Path(HISTORY_FRAMES), {}, {}
+        self._memory = Memory(self._packing, self._settings.memory)
+        self._memory.lessons = state.lessons
+        self._honest, self._changed = state.honest, state.changed
         self.updates, self.rollbacks = state.updates, state.rollbacks
+
+    def _sound(self, lesson: Lesson) -> bool:
+        samples = self._packing.samples(lesson.bits, lesson.scales)
+        return samples == len(lesson.weights) > 0 and all(0 < weight <= 1 for weight in lesson.weights)
 
 
 def sign_test(gains: int, losses: int) -> float:

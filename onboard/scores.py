@@ -18,7 +18,7 @@ from models.engine import Features
 from models.model import Model
 from onboard.flight import Step, softmax
 from onboard.frame import Frame
-from onboard.learner import balanced, fit_head, head_logits, on_grid
+from onboard.head import balanced, fit_head, head_logits, on_grid
 from onboard.thinned import Thinned
 from onboard.tracks import Smoother
 from onboard.truth import UNKNOWN, Truth

@@ -32,12 +32,14 @@ STATUS_BUG = 70
 
 
 class Head(msgspec.Struct, frozen=True, array_like=True):
-    """The head of a learned model as raw int16 bytes, the model's hash, and how many labels it was learned from."""
+    """The head of a learned model as raw int16 bytes, the model's hash, how many labels it was learned from, and the
+    classes of its rows."""
 
     weight: bytes
     bias: bytes
     model_hash: str
     labels: int
+    classes: tuple[str, ...]
 
 
 class Ready(msgspec.Struct, frozen=True, array_like=True):
@@ -125,7 +127,7 @@ def ready(request: int, worker: Worker, update: Update | None = None, flying: st
     if learner.updates and flying not in ("", learner.model.hash):
         tensors = learner.model.tensors
         weight, bias = tensors["head.weight"].tobytes(), tensors["head.bias"].tobytes()
-        head = Head(weight, bias, learner.model.hash, worker.labels)
+        head = Head(weight, bias, learner.model.hash, worker.labels, learner.model.classes)
     why = update.why if update else ""
     return Ready(request, learner.boot, learner.frame, learner.position, head, why, learner.updates, learner.rollbacks)
 

@@ -8,7 +8,9 @@ from models.bits import pack_signs
 from models.engine import Features
 from models.model import Model
 from onboard.config import Learning
-from onboard.learner import GivenLabel, Learner, Observation, Sample, State, Update, head_logits
+from onboard.head import head_logits
+from onboard.learner import GivenLabel, Learner, Observation, State, Update
+from onboard.memory import Lesson
 from tests.small_model import small_model
 
 ROWS, COLS = 3, 4
@@ -22,8 +24,9 @@ BASE = small_model(CLASSES, channels=16, beta_f=BETA).with_classes(CLASSES)
 
 
 def learner_of(base: Model = BASE, **changed: object) -> Learner:
-    """A learner with ridge 1 and no holdout, but for what is given."""
-    return Learner(base, msgspec.structs.replace(Learning(ridge=1.0, holdout=0), **changed), ROWS, COLS)
+    """A learner with ridge 1, no judges and no pseudo-labels, but for what is given."""
+    settings = msgspec.structs.replace(Learning(ridge=1.0, judges=0, pseudo=0.0), **changed)
+    return Learner(base, settings, ROWS, COLS)
 
 
 class Scene:
@@ -76,13 +79,9 @@ def take(learner: Learner, *labels: GivenLabel) -> Update | None:
     return learner.step()
 
 
-def samples(learner: Learner) -> list[Sample]:
+def lessons(learner: Learner) -> list[Lesson]:
     """What the learner holds, as its state on disk says."""
-    return msgspec.msgpack.decode(learner.state(), type=State).samples
-
-
-def fitted(learner: Learner) -> list[Sample]:
-    return learner._split()[0]
+    return msgspec.msgpack.decode(learner.state(), type=State).lessons
 
 
 def accuracy(model: Model, scene: Scene, count: int = 600) -> float:

@@ -140,7 +140,7 @@ def observe(desk, *frames):
 def test_frames_are_given_in_order_with_the_labels_that_were_there(rig):
     desk, learner = rig.desk(), rig.learner()
     boot = desk.log.boot
-    desk.ask(query(1, boot), BITS, SCALES)
+    desk.ask(query(1, boot), lambda: (BITS, SCALES))
     rig.until(lambda: len(rig.ground.questions) == 1)
     observe(desk, 0)
     desk.receive(Label(id=70, query=boot << 32 | 1, answer="b"))
@@ -182,7 +182,7 @@ def test_questions_wait_in_a_bounded_queue(rig, monkeypatch):
     monkeypatch.setattr(module, "MAX_QUESTIONS", 3)
     desk = rig.desk(start=False)
     for number in range(5):
-        desk.ask(query(number, desk.log.boot), BITS, SCALES)
+        desk.ask(query(number, desk.log.boot), lambda: (BITS, SCALES))
     assert desk.dropped_questions == 2
     desk.start()
     rig.until(lambda: len(rig.ground.questions) == 3)
@@ -192,7 +192,7 @@ def test_questions_that_cannot_be_posted_are_counted_and_told_once(rig, caplog):
     rig.ground.refuse = True
     desk = rig.desk()
     for number in range(5):
-        desk.ask(query(number, desk.log.boot), BITS, SCALES)
+        desk.ask(query(number, desk.log.boot), lambda: (BITS, SCALES))
     rig.until(lambda: desk.dropped_questions == 5)
     assert [r.getMessage() for r in caplog.records] == ["questions are lost: the radio is broken"]
 

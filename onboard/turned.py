@@ -1,0 +1,30 @@
+"""A labelled tile turned by quarters: seen from above the ground has no up, so one answer is worth four samples."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.engine import Engine
+from models.model import Model
+from onboard.exposure import apply
+
+QUARTERS = (1, 2, 3)
+
+Image = NDArray[np.uint8]
+
+
+class Turned:
+    """Packs the features of tiles turned; for the desk's thread, with an engine of its own."""
+
+    def __init__(self, base: Model) -> None:
+        self._engine = Engine(base)
+        self._engine.warm_up()
+
+    def samples(self, bits: bytes, scales: bytes, tile: Image, light: Image) -> tuple[bytes, bytes]:
+        """`bits` and `scales` of a tile as it was seen, and behind them those of its turns.
+
+        tile: uint8 (S, S, 3) as it was cut; light: the table (1, 256, 3) that its frame went through.
+        """
+        turned = np.stack([np.rot90(tile, quarters) for quarters in QUARTERS])
+        apply(light, turned)
+        features = self._engine.features(turned)
+        return bits + features.bits.tobytes(), scales + features.scales.astype(np.float16).tobytes()
