@@ -16,7 +16,7 @@ from rich.table import Table
 
 from models.errors import HadanetError
 
-BENCHMARKS = ("kernels", "network", "training", "delta", "learning", "replay")
+BENCHMARKS = ("kernels", "network", "training", "delta", "learning", "ablations", "replay")
 ON_REQUEST = ("arm",)
 """Not part of `all`: it measures nothing of this machine, and needs what `python -m deploy.arm_tree` makes."""
 ONE_THREAD = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")

@@ -1,70 +1,91 @@
 """`python -m benchmarks learning`: what learning in flight is worth, on every stream that is at hand.
 
 Each row is one variant of one replay, by the definitions of `onboard.scores`; all variants of a seed see the same
-questions and are scored on the same tiles.
+questions and are scored on the same tiles. Behind the rows of each seed stand their means, and the gain of `adapted` over
+each other variant with a paired 95% interval. tick_ms: the median tick that had labels, of the same flight in this
+process; learner_bytes: the most that the learner's process held, libraries and all.
 """
 
-import os
+import resource
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+import numpy as np
 from rich.progress import Progress
 
+from benchmarks.streams import Conditions, Stream, fly, record, streams
 from onboard import replay
 from onboard.config import Asking, Config, ModelChoice
 from onboard.report import Report
 
 SEEDS = 5
-CALITERRA_CLASSES = ("object", "road", "trees", "ground")
+SHARE = 0.03
+T_95 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
+"""Student's t for a two-sided 95% interval, by degrees of freedom."""
 
 
-def streams() -> dict[str, tuple[replay.Options, tuple[str, ...]]]:
-    """Name -> how to replay it, and its classes. Caliterra only where the data is."""
-    found: dict[str, tuple[replay.Options, tuple[str, ...]]] = {
-        "sim": (replay.Options(source="sim://?seed=4", label_delay=5), ("", "-"))
-    }
-    flights = Path(os.environ.get("HADANET_DATA", "../shared/data")) / "flights"
-    if (flights / "caliterra_labels.csv").exists():
-        options = replay.Options(
-            source=str(flights / "caliterra"),
-            truth=flights / "caliterra_labels.csv",
-            letters=replay.default_letters(CALITERRA_CLASSES),
-            label_delay=5,
-        )
-        found["caliterra"] = (options, CALITERRA_CLASSES)
-    return found
-
-
-def fly(options: replay.Options, classes: tuple[str, ...], seed: int, share: float = 0.03) -> Report:
-    """One replay with `share` of the tiles asked about."""
-    config = Config(seed=seed, model=ModelChoice(classes=classes), ask=Asking(share=share))
+def fly_replay(stream: Stream, seed: int) -> Report:
+    """One replay, with processes and sockets."""
+    classes = {"classes": stream.classes} if stream.classes else {}
+    config = Config(seed=seed, model=ModelChoice(**classes), ask=Asking(share=SHARE))
     with tempfile.TemporaryDirectory() as state, Progress(disable=True) as silent:
-        return replay.run(config, msgspec.structs.replace(options, state=Path(state)), silent)
+        return replay.run(config, msgspec.structs.replace(stream.options, state=Path(state)), silent)
+
+
+def gain(pairs: list[tuple[float, float]]) -> tuple[float, float]:
+    """Mean of first less second, and half the width of its 95% interval; the width is infinite for a single pair."""
+    differences = np.array([a - b for a, b in pairs])
+    n = len(differences)
+    half = float(T_95[n - 1] * differences.std(ddof=1) / np.sqrt(n)) if n > 1 else float("inf")
+    return float(differences.mean()), half
 
 
 def rows(quick: bool, progress: Callable[[str], None]) -> list[dict[str, object]]:
-    """A row for each stream, variant and seed; `quick` flies one seed."""
+    """A row for each stream, variant and seed, and one for each stream and variant; `quick` flies one seed."""
     table: list[dict[str, object]] = []
-    for name, (options, classes) in streams().items():
-        for seed in range(1 if quick else SEEDS):
-            progress(f"{name}, seed {seed}")
-            report = fly(options, classes, seed)
-            assert report.accuracy is not None
-            assert report.macro_f1 is not None
-            for variant, accuracy in report.accuracy.items():
+    with streams() as found:
+        for stream in found:
+            seen = record(stream)
+            scores: dict[str, list[float]] = {}
+            for seed in range(1 if quick else SEEDS):
+                progress(f"{stream.name}, seed {seed}")
+                report = fly_replay(stream, seed)
+                here = fly(seen, seed, Conditions(delay=stream.options.label_delay))
+                assert report.accuracy is not None
+                assert report.macro_f1 is not None
+                for variant, accuracy in report.accuracy.items():
+                    adapted = variant == "adapted"
+                    scores.setdefault(variant, []).append(report.macro_f1[variant])
+                    table.append(
+                        {
+                            "stream": stream.name,
+                            "variant": variant,
+                            "seed": seed,
+                            "accuracy": round(accuracy, 4),
+                            "macro_f1": round(report.macro_f1[variant], 4),
+                            "labels_used": report.labels_used,
+                            "mirror_equal": report.mirror_hash == report.model_hash,
+                            "same_in_process": here.learner.model.hash == report.model_hash if adapted else None,
+                            "tick_ms": round(float(np.median(here.ticks_ms)), 2) if adapted else None,
+                            "learner_bytes": _learner_bytes() if adapted else None,
+                        }
+                    )
+            for variant, own in scores.items():
+                more, half = gain(list(zip(scores["adapted"], own, strict=True)))
                 table.append(
                     {
-                        "stream": name,
+                        "stream": stream.name,
                         "variant": variant,
-                        "seed": seed,
-                        "accuracy": round(accuracy, 4),
-                        "macro_f1": round(report.macro_f1[variant], 4),
-                        "labels_used": report.labels_used,
-                        "mirror_equal": report.mirror_hash == report.model_hash,
-                        "tick_ms": None,
-                        "learner_bytes": None,
+                        "seed": "mean",
+                        "macro_f1": round(float(np.mean(own)), 4),
+                        "adapted_gains": None if variant == "adapted" else f"{more:+.3f} +- {half:.3f}",
                     }
                 )
     return table
+
+
+def _learner_bytes() -> int:
+    """The most memory of any child process that has ended: the learners of replays are the only ones."""
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024

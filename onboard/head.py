@@ -40,7 +40,7 @@ def fit_head(
 
 def fit_and_judge(
     features: Floats32,
-    gram: Floats32,
+    gram: Floats,
     classes: Ints,
     denied: NDArray[np.bool_],
     weights: Floats,
@@ -48,8 +48,8 @@ def fit_and_judge(
     ridge: float,
     judges: int,
 ) -> tuple[NDArray[np.int16], NDArray[np.int16], Ints]:
-    """As `fit_head`, in single precision, from features (n, F) whose products (n, n) are known already; and the class
-    that each of the first `judges` samples would get from a head that was fitted without it, (judges,).
+    """As `fit_head`, from features (n, F) whose products (n, n) are known already; and the class that each of the first
+    `judges` samples would get from a head that was fitted without it, (judges,).
 
     Of samples that are `denied` (n,) it is only known that they are not of their class. The residual of a sample that
     is left out is alpha_i / (M^-1)_ii, with M the matrix of the samples' space and alpha its solution (Rifkin and
@@ -57,12 +57,11 @@ def fit_and_judge(
     """
     n, f = features.shape
     present, offset, root, residual = balanced(classes, weights, count, denied)
-    root32 = root.astype(np.float32)
-    matrix = gram * (root32 / np.float32(f)) * root32.T
-    matrix.flat[:: n + 1] += np.float32(ridge)
-    both = np.linalg.solve(matrix, np.hstack([residual, np.eye(n, judges)]).astype(np.float32))
+    matrix = gram * (root / f) * root.T
+    matrix.flat[:: n + 1] += ridge
+    both = np.linalg.solve(matrix, np.hstack([residual, np.eye(n, judges)]))
     alpha, inverse = both[:, : len(present)], both[:, len(present) :]
-    solution = (features.T @ (alpha * root32)).astype(np.float64) / np.sqrt(f)
+    solution = features.T @ (alpha * root) / np.sqrt(f)
     without = residual[:judges] - alpha[:judges] / inverse.diagonal()[:, None]
     said = present[(without / root[:judges] + offset).argmax(axis=1)] if judges else np.zeros(0, np.intp)
     return *on_grid(solution, present, offset, count), said

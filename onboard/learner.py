@@ -28,7 +28,7 @@ PSEUDO_FRAMES = 12
 PSEUDO_SHARE = 0.3
 """Of the tiles of the last frames that seem to be of a class, so many are taken for it: the threshold is each class's
 own."""
-PSEUDO_MAX = 64
+PSEUDO_MAX = 48
 GATE_P = 0.05
 """A candidate is refused when its losses before the judges are this unlikely by chance (one-sided sign test)."""
 GATE_TOP_SHARE = 0.98
@@ -275,7 +275,7 @@ class Learner:
     def _fit(
         self,
         rows: Floats32,
-        gram: Floats32,
+        gram: NDArray[np.float64],
         numbers: Ints,
         denied: NDArray[np.bool_],
         weights: NDArray[np.float64],

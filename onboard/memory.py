@@ -20,6 +20,7 @@ RESERVE = 256
 """Lessons kept beyond those that are fitted: an undo gives their place back to them."""
 
 Floats32 = NDArray[np.float32]
+Floats = NDArray[np.float64]
 
 
 class Lesson(msgspec.Struct, frozen=True, array_like=True):
@@ -64,9 +65,9 @@ def rounded(values: Floats32) -> Floats32:
     return out
 
 
-def products(a: Floats32, b: Floats32) -> Floats32:
-    """Products of rows (n, F) with rows (m, F), float32 (n, m): rounded once, from an exact sum."""
-    out: Floats32 = (a.astype(np.float64) @ b.astype(np.float64).T).astype(np.float32)
+def products(a: Floats32, b: Floats32) -> Floats:
+    """Products of rows (n, F) with rows (m, F), float64 (n, m): exact."""
+    out: Floats = a.astype(np.float64) @ b.astype(np.float64).T
     return out
 
 
@@ -79,7 +80,7 @@ class Memory:
         self._size = size
         self._rows: dict[int, Floats32] = {}
         self._known: list[int] = []
-        self._gram: Floats32 = np.zeros((0, 0), np.float32)
+        self._gram: Floats = np.zeros((0, 0))
 
     def add(self, lesson: Lesson) -> None:
         """Remember a lesson; where there are too many, the oldest of the class that has most goes."""
@@ -119,7 +120,7 @@ class Memory:
             row = self._rows[lesson.label] = rounded((weights[:, None] * values).sum(axis=0) / weights.sum())
         return row
 
-    def rows(self, lessons: Sequence[Lesson]) -> tuple[Floats32, Floats32]:
+    def rows(self, lessons: Sequence[Lesson]) -> tuple[Floats32, Floats]:
         """The rows of lessons, float32 (n, F), and their products (n, n); what was known from the last time is kept."""
         labels = [lesson.label for lesson in lessons]
         rows = np.stack([self.row(lesson) for lesson in lessons])
@@ -127,7 +128,7 @@ class Memory:
         kept = [i for i, label in enumerate(labels) if label in place]
         fresh = [i for i, label in enumerate(labels) if label not in place]
         before = [place[labels[i]] for i in kept]
-        gram = np.empty((len(rows), len(rows)), np.float32)
+        gram = np.empty((len(rows), len(rows)))
         gram[np.ix_(kept, kept)] = self._gram[np.ix_(before, before)]
         gram[fresh] = products(rows[fresh], rows)
         gram[:, fresh] = gram[fresh].T

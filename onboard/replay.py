@@ -200,7 +200,9 @@ class _Replay:
             self.as_flown = AsFlown(recording, assembly.desk, assembly.base, self._receive)
         self.learner: Supervisor | None = None
         if config.learn.enabled and (recording is None or can_learn(recording)):
-            self.learner = Supervisor([msgspec.structs.replace(learner_process(config, assembly.state), needed=True)])
+            hurried = msgspec.structs.replace(config.learn, cpu_share=1.0)  # frames wait for it, so it need not rest
+            process = learner_process(msgspec.structs.replace(config, learn=hurried), assembly.state)
+            self.learner = Supervisor([msgspec.structs.replace(process, needed=True)])
             self.learner.start()
             stack.callback(self.learner.close)
 

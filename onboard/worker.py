@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import msgspec
@@ -27,6 +28,8 @@ RETRY_MS = 1000
 SAVE_EVERY_FRAMES = 8
 """The state is written after a change, but not more often than this: a card wears out by writing."""
 NICE = 10
+MAX_REST_S = 2.0
+"""However long a turn took, the learner looks up so often: its parent may be gone."""
 STATUS_BUG = 70
 """Exit status after a fault of this program: other than after a user's mistake, the supervisor starts it again."""
 
@@ -132,21 +135,25 @@ def ready(request: int, worker: Worker, update: Update | None = None, flying: st
     return Ready(request, learner.boot, learner.frame, learner.position, head, why, learner.updates, learner.rollbacks)
 
 
-def serve(worker: Worker, address: str, parent: int) -> None:
-    """Pull work until the parent process is gone."""
+def serve(worker: Worker, address: str, parent: int, cpu_share: float = 1.0) -> None:
+    """Pull work until the parent process is gone; rest after each turn, so that it stays at `cpu_share` of a core."""
     socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
     socket.linger = 0
     socket.connect(address)
     decoder = msgspec.msgpack.Decoder(Work)
     request, told = 1, ready(1, worker)
+    rested_s = 0.0
     while os.getppid() == parent:
         socket.send(msgspec.msgpack.encode(told))
+        time.sleep(min(MAX_REST_S, max(0.0, rested_s - time.monotonic())))
         while socket.poll(RETRY_MS):
             work = decoder.decode(socket.recv())
             if work.request == request:
+                rested_s, used_s = time.monotonic(), time.process_time()
                 update = worker.work(work)
                 request += 1
                 told = ready(request, worker, update, work.flying)
+                rested_s += (time.process_time() - used_s) / cpu_share
                 break
     socket.close()
 
@@ -164,7 +171,7 @@ def main(argv: list[str] | None = None) -> int:
         setup = msgspec.json.decode(args.setup, type=Setup)
         model = initial_model(setup.artifact, setup.classes)
         learner = Learner(model, setup.settings, setup.rows, setup.cols)
-        serve(Worker(learner, Path(setup.state)), setup.address, args.parent)
+        serve(Worker(learner, Path(setup.state)), setup.address, args.parent, setup.settings.cpu_share)
     except HadanetError as error:
         sys.stderr.write(f"onboard: learner: {error}\n")
         return 1

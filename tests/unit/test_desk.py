@@ -72,7 +72,7 @@ class Learner:
 def head_of(value, labels=3, size=None):
     weight = np.full(size or (len(BASE.classes), FEATURES), value, np.int16)
     bias = np.zeros(len(BASE.classes), np.int16)
-    return Head(weight.tobytes(), bias.tobytes(), "", labels)
+    return Head(weight.tobytes(), bias.tobytes(), "", labels, BASE.classes)
 
 
 def model_of(value):

@@ -14,6 +14,7 @@ from onboard import daemon
 from onboard.assembly import Assembly, make_folder
 from onboard.config import Asking, Camera, Config, Link, ModelChoice, Recording
 from onboard.daemon import Slot, capture
+from onboard.exposure import Exposure, apply
 from onboard.frame import Frame, Pose, Skipped
 from onboard.grid import cut
 from onboard.replay import default_letters, letters
@@ -66,10 +67,11 @@ def with_head(model, seed):
     return model.with_tensors({"head.weight": weight, "head.bias": np.zeros(3, np.int16)})
 
 
-def by_hand(model, frame):
-    """Probabilities of the head on a frame, from the formula."""
+def by_hand(model, frame, light):
+    """Probabilities of the head on a frame, from the formula; `light` has seen the frames before."""
     size = model.spec.input_size
     tiles = cut(frame.image, ROWS, COLS, size, np.zeros((ROWS * COLS, size, size, 3), np.uint8))
+    apply(light.step(tiles), tiles)
     logits = Engine(model).features(tiles).values() @ model.tensors["head.weight"].astype(np.float64).T * HEAD_STEP
     return np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
 
@@ -77,11 +79,12 @@ def by_hand(model, frame):
 def test_a_step_flies_the_model_in_force_and_tells_of_it(assemble):
     assembly = assemble()
     flight, desk, post = assembly.flight, assembly.desk, assembly.post
+    light = Exposure(assembly.base.spec.mean[::-1])
     for index in range(2):  # the second with another model, taken between two frames
         desk.model = with_head(assembly.base, seed=index)
         frame = a_frame(index)
         step = flight.step(frame)
-        np.testing.assert_allclose(step.head, by_hand(desk.model, frame), rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(step.head, by_hand(desk.model, frame, light), rtol=1e-3, atol=1e-5)
         np.testing.assert_allclose(step.out.sum(axis=1), 1, rtol=1e-5)
         assert (step.result.classes == step.out.argmax(axis=1)).all()
         seen = post.of(Detections)[-1]

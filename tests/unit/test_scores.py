@@ -11,7 +11,7 @@ from models.engine import Features
 from onboard.detections import FrameResult
 from onboard.flight import Step, softmax
 from onboard.frame import Frame, Pose
-from onboard.learner import fit_head, head_logits
+from onboard.head import fit_head, head_logits
 from onboard.scores import VARIANTS, Scorer, macro_f1
 from onboard.tracks import Smoother
 from onboard.truth import UNKNOWN, Truth

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import msgspec
@@ -18,7 +19,7 @@ from tests.scene import BASE, CLASSES, COLS, ROWS, Scene, learner_of
 
 ROOT = Path(__file__).parent.parent.parent
 DEADLINE_MS = 30_000
-SETTINGS = Learning(ridge=1.0, holdout=0)
+SETTINGS = Learning(ridge=1.0, judges=0, pseudo=0.0, cpu_share=1.0)
 
 
 class Desk:
@@ -253,3 +254,24 @@ def test_the_base_model_takes_the_configured_classes(tmp_path):
     assert initial_model(str(path), CLASSES).hash == BASE.hash
     assert initial_model(str(path), ("x", "y")).classes == ("x", "y")
     assert initial_model("", ("x", "y")).spec == artifact.load(artifact.DEFAULT).spec
+
+
+def test_the_learner_keeps_to_its_share_of_a_core(desk):
+    """Given work without a pause for some seconds; by the system's own account of its time."""
+    share = 0.05
+    turns = flight(40)
+    desk.start(settings=msgspec.structs.replace(SETTINGS, cpu_share=share))
+    name, told = desk.hear()
+
+    def used_s() -> float:
+        user, system = Path(f"/proc/{desk.process.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+    told = desk.turn(name, told, *turns[0])  # imports and first calls are over
+    began, before, frame = time.monotonic(), used_s(), 1
+    while time.monotonic() - began < 4 and frame < len(turns):
+        told = desk.turn(name, told, *turns[frame])
+        frame += 1
+    spent, passed = used_s() - before, time.monotonic() - began
+    print(f"{frame} frames, {spent:.2f} s of {passed:.1f} s")
+    assert spent <= 2 * share * passed + 0.05

@@ -1,0 +1,134 @@
+"""`python -m benchmarks ablations`: what each part of learning in flight is worth, one left out or changed at a time.
+
+Every row is a mean over seeds with its spread, and its paired difference to the learner as it flies with a 95% interval.
+The flights are those of `benchmarks.streams`, in this process.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from benchmarks.learning import SEEDS, gain
+from benchmarks.streams import Conditions, Flown, Recorded, Stream, fly, record, streams
+from onboard.config import Learning
+from onboard.learner import Learner
+from onboard.queries import Asker
+
+LIKENESS = 0.3
+
+
+class AtRandom(Asker):
+    """Questions drawn at random from fresh ground."""
+
+    RANDOM_SHARE = 1.0
+
+
+class Likened(Learner):
+    """Labels that look like the last frames count more (importance-weighted memory, after Csaba et al. 2024)."""
+
+    def _fit(self, rows, gram, numbers, denied, weights, judges, classes):  # type: ignore[no-untyped-def]
+        values = self._last_values()
+        recent = np.concatenate(values)
+        if len(recent):
+            mean = recent.mean(axis=0)
+            mine, theirs = (x - mean for x in (rows, recent))
+            mine /= np.linalg.norm(mine, axis=1, keepdims=True) + 1e-9
+            theirs /= np.linalg.norm(theirs, axis=1, keepdims=True) + 1e-9
+            like = np.sort(np.exp((mine @ theirs.T - 1) / LIKENESS), axis=1)[:, -20:].mean(axis=1)
+            for number in np.unique(numbers):
+                own = numbers == number
+                like[own] /= like[own].mean()
+            weights = weights * like
+        return super()._fit(rows, gram, numbers, denied, weights, judges, classes)
+
+
+class Ungated(Learner):
+    """Every candidate flies."""
+
+    def _gate(self, candidate, honest):  # type: ignore[no-untyped-def]
+        return ""
+
+
+def wrong(share: float) -> Callable[[int, int, int, np.random.Generator], tuple[int, bool]]:
+    """An operator who answers another class in this share of the answers."""
+
+    def answers(truth: int, said: int, classes: int, random: np.random.Generator) -> tuple[int, bool]:
+        other = (truth + 1 + int(random.integers(max(1, classes - 1)))) % classes
+        return (other if random.random() < share else truth), False
+
+    return answers
+
+
+def right_or_wrong(truth: int, said: int, classes: int, random: np.random.Generator) -> tuple[int, bool]:
+    """An operator who only says whether the drone's guess is right."""
+    return said, said != truth
+
+
+def variants(delay: int) -> dict[str, Conditions]:
+    """The table of ablations."""
+    base = Learning(cpu_share=1.0)
+
+    def learning(**changed: float) -> Conditions:
+        return how(settings=Learning(**{"cpu_share": 1.0, **changed}))
+
+    def how(**changed: object) -> Conditions:
+        return Conditions(**{"delay": delay, "settings": base, **changed})  # type: ignore[arg-type]
+
+    return {
+        "as it flies": how(),
+        "without smoothing": how(smoothed=False),
+        "without even light": how(even_light=False),
+        "without turned tiles": how(turned=False),
+        "without the same ground": learning(propagate=0.0),
+        "without pseudo-labels": learning(pseudo=0.0),
+        "without gate": how(learner=Ungated),
+        "newest 64 labels": learning(memory=64),
+        "likeness to the last frames": how(learner=Likened),
+        "questions at random": how(asker=AtRandom),
+        "10% wrong labels": how(answers=wrong(0.1)),
+        "30% wrong labels": how(answers=wrong(0.3)),
+        "right or wrong only": how(answers=right_or_wrong),
+        **{f"delay {frames}": how(delay=frames) for frames in (0, 10, 50, 100)},
+        "0.3% labels": how(share=0.003),
+        "1% labels": how(share=0.01),
+        "1.8% labels": how(share=0.018),
+    }
+
+
+def rows(quick: bool, progress: Callable[[str], None]) -> list[dict[str, object]]:
+    """A row for each stream and ablation; `quick` flies two seeds of the simulated streams alone."""
+    table: list[dict[str, object]] = []
+    with streams() as found:
+        for stream in found[: 2 if quick else None]:
+            table += _of_stream(stream, 2 if quick else SEEDS, progress)
+    return table
+
+
+def _of_stream(stream: Stream, seeds: int, progress: Callable[[str], None]) -> list[dict[str, object]]:
+    seen: dict[bool, Recorded] = {}
+    flown: dict[str, list[Flown]] = {}
+    for name, how in variants(stream.options.label_delay).items():
+        if how.even_light not in seen:
+            seen[how.even_light] = record(stream, how.even_light)
+        for seed in range(seeds):
+            progress(f"{stream.name}, {name}, seed {seed}")
+            flown.setdefault(name, []).append(fly(seen[how.even_light], seed, how))
+    reference = [flight.macro_f1 for flight in flown["as it flies"]]
+    table = []
+    for name, flights in flown.items():
+        own = [flight.macro_f1 for flight in flights]
+        more, half = gain(list(zip(own, reference, strict=True)))
+        table.append(
+            {
+                "stream": stream.name,
+                "ablation": name,
+                "macro_f1": round(float(np.mean(own)), 4),
+                "spread": round(float(np.std(own, ddof=1)), 4) if len(own) > 1 else None,
+                "difference": "-" if name == "as it flies" else f"{more:+.3f} +- {half:.3f}",
+                "worst_window": round(min(min(flight.windows) for flight in flights), 3),
+                "labels_used": round(float(np.mean([flight.labels for flight in flights])), 1),
+                "refused": sum(flight.learner.rollbacks for flight in flights),
+                "tick_ms": round(float(np.median([ms for flight in flights for ms in flight.ticks_ms])), 2),
+            }
+        )
+    return table
