@@ -1,16 +1,16 @@
 """`python -m benchmarks ablations`: what each part of learning in flight is worth, one left out or changed at a time.
 
-Every row is a mean over seeds with its spread, and its paired difference to the learner as it flies with a 95% interval.
+A row is a mean over seeds with its spread, and its paired difference to the learner as it flies with a 95% interval.
 The flights are those of `benchmarks.streams`, in this process.
 """
 
 from collections.abc import Callable
 
 import numpy as np
+from msgspec.structs import replace
 
 from benchmarks.learning import SEEDS, gain
 from benchmarks.streams import Conditions, Flown, Recorded, Stream, fly, record, streams
-from onboard.config import Learning
 from onboard.learner import Learner
 from onboard.queries import Asker
 
@@ -66,13 +66,13 @@ def right_or_wrong(truth: int, said: int, classes: int, random: np.random.Genera
 
 def variants(delay: int) -> dict[str, Conditions]:
     """The table of ablations."""
-    base = Learning(cpu_share=1.0)
-
-    def learning(**changed: float) -> Conditions:
-        return how(settings=Learning(**{"cpu_share": 1.0, **changed}))
+    base = Conditions(delay=delay)
 
     def how(**changed: object) -> Conditions:
-        return Conditions(**{"delay": delay, "settings": base, **changed})  # type: ignore[arg-type]
+        return replace(base, **changed)
+
+    def learning(**changed: float) -> Conditions:
+        return how(settings=replace(base.settings, **changed))
 
     return {
         "as it flies": how(),

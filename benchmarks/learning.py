@@ -1,14 +1,16 @@
 """`python -m benchmarks learning`: what learning in flight is worth, on every stream that is at hand.
 
 Each row is one variant of one replay, by the definitions of `onboard.scores`; all variants of a seed see the same
-questions and are scored on the same tiles. Behind the rows of each seed stand their means, and the gain of `adapted` over
-each other variant with a paired 95% interval. tick_ms: the median tick that had labels, of the same flight in this
+questions and are scored on the same tiles. Behind the seeds of a stream stand their means, and the gain of `adapted`
+over each other variant with a paired 95% interval. tick_ms: the median tick that had labels, of the same flight in this
 process; learner_bytes: the most that the learner's process held, libraries and all.
 """
 
-import resource
+import os
 import tempfile
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -22,14 +24,15 @@ from onboard.report import Report
 
 SEEDS = 5
 SHARE = 0.03
+WATCH_S = 0.2
 T_95 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
 """Student's t for a two-sided 95% interval, by degrees of freedom."""
 
 
 def fly_replay(stream: Stream, seed: int) -> Report:
     """One replay, with processes and sockets."""
-    classes = {"classes": stream.classes} if stream.classes else {}
-    config = Config(seed=seed, model=ModelChoice(**classes), ask=Asking(share=SHARE))
+    model = ModelChoice(classes=stream.classes) if stream.classes else ModelChoice()
+    config = Config(seed=seed, model=model, ask=Asking(share=SHARE))
     with tempfile.TemporaryDirectory() as state, Progress(disable=True) as silent:
         return replay.run(config, msgspec.structs.replace(stream.options, state=Path(state)), silent)
 
@@ -51,7 +54,8 @@ def rows(quick: bool, progress: Callable[[str], None]) -> list[dict[str, object]
             scores: dict[str, list[float]] = {}
             for seed in range(1 if quick else SEEDS):
                 progress(f"{stream.name}, seed {seed}")
-                report = fly_replay(stream, seed)
+                with watched() as most:
+                    report = fly_replay(stream, seed)
                 here = fly(seen, seed, Conditions(delay=stream.options.label_delay))
                 assert report.accuracy is not None
                 assert report.macro_f1 is not None
@@ -69,7 +73,7 @@ def rows(quick: bool, progress: Callable[[str], None]) -> list[dict[str, object]
                             "mirror_equal": report.mirror_hash == report.model_hash,
                             "same_in_process": here.learner.model.hash == report.model_hash if adapted else None,
                             "tick_ms": round(float(np.median(here.ticks_ms)), 2) if adapted else None,
-                            "learner_bytes": _learner_bytes() if adapted else None,
+                            "learner_bytes": most[0] if adapted else None,
                         }
                     )
             for variant, own in scores.items():
@@ -86,6 +90,26 @@ def rows(quick: bool, progress: Callable[[str], None]) -> list[dict[str, object]
     return table
 
 
-def _learner_bytes() -> int:
-    """The most memory of any child process that has ended: the learners of replays are the only ones."""
-    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+@contextmanager
+def watched() -> Iterator[list[int]]:
+    """The most memory in bytes that a learner process of ours holds meanwhile, as the one entry of a list."""
+    most, ended = [0], threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(WATCH_S):
+            for folder in Path("/proc").glob("[0-9]*"):
+                try:
+                    if b"onboard.worker" in (folder / "cmdline").read_bytes():
+                        fields = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines())
+                        if int(fields["PPid"]) == os.getpid():
+                            most[0] = max(most[0], int(fields["VmHWM"].split()[0]) * 1024)
+                except (OSError, KeyError):
+                    pass  # it ended meanwhile
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield most
+    finally:
+        ended.set()
+        thread.join()

@@ -128,8 +128,8 @@ def record(stream: Stream, even_light: bool = True) -> Recorded:
 
 
 class Flown(NamedTuple):
-    """What came of a flight: macro F1 and accuracy of all scored tiles, accuracy of each tenth, labels, the time of each
-    tick that had labels, what was said (frames, tiles), and the learner as it was at the end."""
+    """What came of a flight: macro F1 and accuracy of all scored tiles, accuracy of each tenth, labels, how long each
+    tick with labels took, what was said (frames, tiles), and the learner as it was at the end."""
 
     macro_f1: float
     accuracy: float
