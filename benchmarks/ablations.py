@@ -10,7 +10,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from benchmarks.learning import SEEDS, gain
-from benchmarks.streams import Conditions, Flown, Recorded, Stream, fly, record, streams
+from benchmarks.streams import Conditions, Flown, Recorded, Stream, fly, record, streams, wrong
 from onboard.learner import Learner
 from onboard.queries import Asker
 
@@ -47,16 +47,6 @@ class Ungated(Learner):
 
     def _gate(self, candidate, honest):  # type: ignore[no-untyped-def]
         return ""
-
-
-def wrong(share: float) -> Callable[[int, int, int, np.random.Generator], tuple[int, bool]]:
-    """An operator who answers another class in this share of the answers."""
-
-    def answers(truth: int, said: int, classes: int, random: np.random.Generator) -> tuple[int, bool]:
-        other = (truth + 1 + int(random.integers(max(1, classes - 1)))) % classes
-        return (other if random.random() < share else truth), False
-
-    return answers
 
 
 def right_or_wrong(truth: int, said: int, classes: int, random: np.random.Generator) -> tuple[int, bool]:

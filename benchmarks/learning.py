@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 from rich.progress import Progress
 
+from benchmarks import harm
 from benchmarks.streams import Conditions, Stream, fly, record, streams
 from onboard import replay
 from onboard.config import Asking, Config, ModelChoice
@@ -76,6 +77,8 @@ def rows(quick: bool, progress: Callable[[str], None]) -> list[dict[str, object]
                             "learner_bytes": most[0] if adapted else None,
                         }
                     )
+            if stream.name == "sim" and not quick:
+                table += harm.rows(seen, progress)
             for variant, own in scores.items():
                 more, half = gain(list(zip(scores["adapted"], own, strict=True)))
                 table.append(

@@ -129,7 +129,8 @@ def record(stream: Stream, even_light: bool = True) -> Recorded:
 
 class Flown(NamedTuple):
     """What came of a flight: macro F1 and accuracy of all scored tiles, accuracy of each tenth, labels, how long each
-    tick with labels took, what was said (frames, tiles), and the learner as it was at the end."""
+    tick with labels took, what was said (frames, tiles) and what the head of frame `frozen_at` would have said, and the
+    learner as it was at the end."""
 
     macro_f1: float
     accuracy: float
@@ -137,6 +138,7 @@ class Flown(NamedTuple):
     labels: int
     ticks_ms: list[float]
     said: NDArray[np.intp]
+    frozen: NDArray[np.intp]
     learner: Learner
 
 
@@ -152,10 +154,21 @@ class Conditions(msgspec.Struct, frozen=True, kw_only=True):
     turned: bool = True
     smoothed: bool = True
     even_light: bool = True
+    frozen_at: int = 0
     answers: Callable[[int, int, int, np.random.Generator], tuple[int, bool]] = lambda truth, said, classes, random: (
         truth,
         False,
     )
+
+
+def wrong(share: float) -> Callable[[int, int, int, np.random.Generator], tuple[int, bool]]:
+    """An operator who answers another class in this share of the answers."""
+
+    def answers(truth: int, said: int, classes: int, random: np.random.Generator) -> tuple[int, bool]:
+        other = (truth + 1 + int(random.integers(max(1, classes - 1)))) % classes
+        return (other if random.random() < share else truth), False
+
+    return answers
 
 
 def fly(seen: Recorded, seed: int, how: Conditions) -> Flown:
@@ -165,13 +178,15 @@ def fly(seen: Recorded, seed: int, how: Conditions) -> Flown:
     asker, smoother = how.asker(how.share, seen.rows, seen.cols, seed), Smoother(seen.rows, seen.cols)
     path, turned, random = Path(HISTORY_FRAMES), Turned(model), np.random.default_rng((seed, 1))
     under_way: list[tuple[int, GivenLabel]] = []
-    said, ticks, asked, labels = [], [], 0, 0
+    said, frozen, ticks, asked, labels, kept = [], [], [], 0, 0, model
     for index, features in enumerate(seen.features):
         path.add(index, seen.motion[index])
         values, motion = features.values(), seen.motion[index]
         head = softmax(head_logits(learner.model, values))
         out = smoother.step(head, motion) if how.smoothed else head
         said.append(out.argmax(axis=1))
+        kept = learner.model if index <= how.frozen_at else kept
+        frozen.append(head_logits(kept, values).argmax(axis=1))
         arrived = [given for due, given in under_way if due <= index]
         under_way = [(due, given) for due, given in under_way if due > index]
         scales = features.scales.astype(np.float16)
@@ -205,5 +220,6 @@ def fly(seen: Recorded, seed: int, how: Conditions) -> Flown:
         labels,
         ticks,
         everything,
+        np.stack(frozen).astype(np.intp),
         learner,
     )
