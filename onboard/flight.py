@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from link.messages import Detections, Query, Status
 from models.engine import Engine, Features
 from models.model import Model
-from onboard import footprint
+from onboard import footprint, shrink
 from onboard.config import Config
 from onboard.desk import Desk, Post
 from onboard.detections import FrameResult
 from onboard.frame import Frame
-from onboard.grid import crop, cut, jpeg, warm_up
+from onboard.grid import crop, cut, jpeg
 from onboard.learner import HISTORY_FRAMES, Observation, head_logits
 from onboard.queries import Asker
 from onboard.recorder import Recorder
@@ -81,7 +81,7 @@ class Flight:
         self._recorder = recorder
         self._engine = Engine(base, threads=config.model.threads)
         self._engine.warm_up()
-        warm_up()
+        shrink.warm_up()
         self._tiles = np.zeros((rows * cols, base.spec.input_size, base.spec.input_size, 3), np.uint8)
         self._registration = Registration(rows, cols)
         self._beside = ThreadPoolExecutor(1, "registration")

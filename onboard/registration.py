@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from onboard import shrink
 from onboard.matching import match, warm_up
 from onboard.tracks import Floats, Floats32
 
@@ -59,7 +60,7 @@ class Registration:
         size = (round(w * scale), round(h * scale))
         if min(size) < ORB_SIDE_PX:
             return None
-        gray = cv2.cvtColor(cv2.resize(image, size, interpolation=cv2.INTER_AREA), cv2.COLOR_BGR2GRAY)
+        gray = shrink.grey(image, *size) if scale < 1 else cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
         points, found = self._orb.detectAndCompute(gray, None)
         features: Any = found  # None where there are no points, other than OpenCV's types say
         if features is None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from models.errors import SourceError
@@ -86,6 +87,7 @@ class VideoSource:
         # key frame, while frames from before may still be in the decoder.
         damage: int | None = None
         lost: list[str] = []  # packets without a frame, to be told in the order of time
+        converter = VideoReformatter()
         try:
             with av.open(self.uri) as container:
                 for packet in container.demux(container.streams.video[0]):
@@ -110,7 +112,7 @@ class VideoSource:
                         elif damage is not None and stamp >= damage:
                             yield None, None, "damaged: it builds on a frame that is damaged"
                         else:
-                            yield _image(frame), frame.time, ""
+                            yield _image(frame, converter), frame.time, ""
         except av.FFmpegError as error:
             lost.append(f"the file cannot be read any further: {_words(error)}")
         yield from ((None, None, reason) for reason in lost)
@@ -120,8 +122,9 @@ def _stamp(packet: "av.Packet[av.VideoStream]") -> int:
     return next((stamp for stamp in (packet.pts, packet.dts) if stamp is not None), 0)
 
 
-def _image(frame: av.VideoFrame) -> NDArray[np.uint8]:
-    image = frame.to_ndarray(format="bgr24")
+def _image(frame: av.VideoFrame, converter: VideoReformatter) -> NDArray[np.uint8]:
+    # By itself PyAV makes a converter for each frame, and each of them a team of threads.
+    image = converter.reformat(frame, format="bgr24", threads=1).to_ndarray()
     quarters = round(frame.rotation / 90) % 4  # the display matrix turns counter-clockwise, as np.rot90 does
     return np.asarray(np.ascontiguousarray(np.rot90(image, quarters)) if quarters else image, np.uint8)
 
