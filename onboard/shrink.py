@@ -43,8 +43,13 @@ def grey(image: Image, width: int, height: int) -> Image:
 
 def warm_up() -> None:
     """Compile the kernels, or load them from the cache."""
-    some = np.zeros((2, 2, 3), np.uint8)
-    without_broken_cache(lambda: (tiles(some, (0, 2), (0, 2), np.zeros((1, 1, 1, 3), np.uint8)), grey(some, 1, 1)))
+
+    def use() -> None:
+        some = np.zeros((2, 2, 3), np.uint8)
+        tiles(some, (0, 2), (0, 2), np.zeros((1, 1, 1, 3), np.uint8))
+        grey(some, 1, 1)
+
+    without_broken_cache(use)
 
 
 def _lines(image: Image) -> Image:
@@ -79,20 +84,6 @@ def _mean(image: Image, top: Pixels, down: Floats32, y: Index, line: Floats32) -
                 line[x] += share * np.float32(row[x])
 
 
-@kernel(forceinline=True, fastmath={"contract"})
-def _pixel(line: Floats32, left: Pixels, across: Floats32, x: Index) -> tuple[np.float32, np.float32, np.float32]:
-    """Blue, green and red of pixel x."""
-    at = THREE * left[x]
-    blue = green = red = np.float32(0)
-    for k in range(np.uint64(across.shape[1])):
-        share = across[x, k]
-        blue += share * line[at]
-        green += share * line[at + ONE]
-        red += share * line[at + TWO]
-        at += THREE
-    return blue, green, red
-
-
 @kernel(fastmath={"contract"})
 def _tiles(image: Image, top: Pixels, down: Floats32, left: Pixels, across: Floats32, out: Image) -> None:
     """`tiles` of an image (H, 3 W); the others as of `_shares`."""
@@ -104,17 +95,29 @@ def _tiles(image: Image, top: Pixels, down: Floats32, left: Pixels, across: Floa
         for c in range(cols):
             pixels = out[y // size * cols + c, y % size]
             for x in range(size):
-                blue, green, red = _pixel(line, left, across, c * size + x)
+                at = THREE * left[c * size + x]
+                blue = green = red = np.float32(0)
+                for k in range(np.uint64(across.shape[1])):
+                    share = across[c * size + x, k]
+                    blue += share * line[at]
+                    green += share * line[at + ONE]
+                    red += share * line[at + TWO]
+                    at += THREE
                 pixels[x, ZERO], pixels[x, ONE], pixels[x, TWO] = np.rint(blue), np.rint(green), np.rint(red)
 
 
 @kernel(fastmath={"contract"})
 def _grey(image: Image, top: Pixels, down: Floats32, left: Pixels, across: Floats32, out: Image) -> None:
     """`grey` of an image (H, 3 W); the others as of `_shares`."""
-    line = np.zeros(image.shape[1] + 3 * across.shape[1], np.float32)
+    width = image.shape[1] // 3
+    line, greys = np.zeros(3 * width, np.float32), np.zeros(width + across.shape[1], np.float32)
     for y in range(np.uint64(len(top))):
         _mean(image, top, down, y, line)
+        for x in range(width):
+            greys[x] = BLUE * line[3 * x] + GREEN * line[3 * x + 1] + RED * line[3 * x + 2]
         pixels = out[y]
         for x in range(np.uint64(len(left))):
-            blue, green, red = _pixel(line, left, across, x)
-            pixels[x] = np.rint(BLUE * blue + GREEN * green + RED * red)
+            grey = np.float32(0)
+            for k in range(np.uint64(across.shape[1])):
+                grey += across[x, k] * greys[left[x] + k]
+            pixels[x] = np.rint(grey)
