@@ -130,3 +130,8 @@ def gps5(lat, lon, alt, fix: int = 3, utc: bytes = b"231115120000.500") -> bytes
     return nested(
         b"DEVC", klv(b"DVNM", b"c", 1, 6, b"Camera") + nested(b"STRM", about + klv(b"GPS5", b"l", 20, len(lat), rows))
     )
+
+
+def stream(*records: bytes) -> bytes:
+    """A payload with one stream of these records."""
+    return nested(b"DEVC", klv(b"DVNM", b"c", 1, 6, b"Camera") + nested(b"STRM", b"".join(records)))

@@ -149,8 +149,32 @@ def test_gps5_is_spread_over_its_payload_and_scaled():
     np.testing.assert_allclose(table["lat_deg"].t_ns * 1e-9, np.arange(36) * 1.001 / 18, atol=1e-6)
     # both payloads claim the same second, so the median lies between them
     assert reader.utc_ns() == pytest.approx((1_700_049_600.5 - 0.5005) * 1e9, abs=1e3)
-    unfixed, _ = gpmf_table([GpmfPayload(0, 1, flightlogs.gps5(lat, lon, alt, fix=0))])
+    unfixed, reader = gpmf_table([GpmfPayload(0, 1, flightlogs.gps5(lat, lon, alt, fix=0))])
     assert unfixed == {}
+    assert reader.without_fix == ["GPS5: 36 of 36 positions without a fix are left out"]
+
+
+def test_gravity_says_how_the_camera_is_tilted():
+    """Upright; looking straight ahead and down by 30 degrees; rolled 20 degrees to its right; and zeros."""
+    vectors = [
+        (0, 1, 0),
+        (0, math.cos(math.radians(30)), 0.5),
+        (-math.sin(math.radians(20)), math.cos(math.radians(20)), 0),
+    ]
+    rows = b"".join(struct.pack(">3h", *(round(32767 * x) for x in vector)) for vector in [*vectors, (0, 0, 0)])
+    scale = flightlogs.klv(b"SCAL", b"s", 2, 1, struct.pack(">h", 32767))
+    table, _ = gpmf_table([GpmfPayload(0, 1, flightlogs.stream(scale, flightlogs.klv(b"GRAV", b"s", 6, 4, rows)))])
+    np.testing.assert_allclose(table["camera_pitch_deg"].values, [0, -30, 0], atol=0.01)
+    np.testing.assert_allclose(table["camera_roll_deg"].values, [0, 0, 20], atol=0.01)
+
+
+def test_samples_of_mixed_types_are_read_field_by_field():
+    """Letters and dates among the numbers, fixed point of both sizes, and a field that stands there twice."""
+    kind = flightlogs.klv(b"TYPE", b"c", 1, 8, b"cUl[2]qQ")
+    row = b"x" + b"230101000000.000" + struct.pack(">2iiq", 7, -8, 3 << 15, -5 << 31)
+    payload = flightlogs.stream(kind, flightlogs.klv(b"ABCD", b"?", len(row), 2, row * 2))
+    (found,) = list(_streams(0, payload))
+    np.testing.assert_array_equal(found.samples, [[np.nan, np.nan, 7, -8, 1.5, -2.5]] * 2)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -199,6 +223,18 @@ CUES = {
         **{"speed_ms": 2.5, "pitch_deg": 2.7, "roll_deg": -7.0, "yaw_deg": 110.1, "camera_pitch_deg": -24.4},
         **{"camera_yaw_deg": 249.6},
     },
+    "2022.06.21 16:06:17\nGPS(36.6146,-6.1120,0.0M) BAROMETER:85.3M": {
+        "lat_deg": 36.6146,
+        "lon_deg": -6.112,
+        "agl_m": 85.3,
+    },
+    "HOME(W: 109.3, N: 40.7) 2025-08-27 13:21:35\nGPS(W: 109.25, N: 40.75, 2371.76m) \nF.PRY (-1.0°, 1.0°, 100.1°)": {
+        **{"lat_deg": 40.75, "lon_deg": -109.25, "alt_m": 2371.76, "yaw_deg": 100.1},
+    },
+    "GPS(E: 18.5, S: 33.75, 12.5m)": {"lat_deg": -33.75, "lon_deg": 18.5, "alt_m": 12.5},
+    "<font>2017.08.05 14:11:51GPS(8.5, 47.5)</font> [drone_yaw: 90.5 drone_pitch: -3.0] [gimbal_pitch: -89.9] [rel_alt: 3.5]": {
+        **{"lat_deg": 47.5, "lon_deg": 8.5, "yaw_deg": 90.5, "pitch_deg": -3.0, "camera_pitch_deg": -89.9},
+    },
 }
 
 
@@ -213,6 +249,31 @@ def test_every_style_of_subtitles_is_understood(tmp_path, words):
         assert telemetry.series[name].values.tolist() == pytest.approx([value] * 20), name
     assert telemetry.series["agl_m" if "agl_m" in telemetry.series else "alt_m"].t_ns[1] == 1_500_000_000
     assert telemetry.problems == ()
+
+
+def test_subtitles_without_times_count_by_their_dates(tmp_path):
+    words = "{}\n2017.08.05 14:11:{:02d},393,525\n[latitude : -20.25] [longtitude : 149.5] [iso : 100]\n\n"
+    text = "".join(words.format(i + 1, 50 + i) for i in range(10))
+    telemetry = read_srt(written(tmp_path, "a.SRT", text.encode()))
+    np.testing.assert_array_equal(telemetry.series["lat_deg"].t_ns, np.arange(10) * 10**9)
+    assert telemetry.problems == ()
+
+
+def test_positions_in_radians_are_converted_and_told(tmp_path):
+    words = f"[latitude: {math.radians(41.5):.6f}] [longitude: {math.radians(2.25):.6f}]"
+    telemetry = read_srt(written(tmp_path, "a.SRT", subtitles(words).encode()))
+    np.testing.assert_allclose(telemetry.series["lat_deg"].values, 41.5, atol=1e-4)
+    np.testing.assert_allclose(telemetry.series["lon_deg"].values, 2.25, atol=1e-4)
+    assert any("radians" in line for line in telemetry.problems)
+
+
+def test_subtitles_in_utf_16_and_without_a_last_line_end(tmp_path):
+    text = subtitles("GPS (8.5, 47.5, 15), H 85.80m, H.S 2.50m/s").rstrip()
+    telemetry = read_srt(written(tmp_path, "a.SRT", text.encode("utf-16")))
+    assert telemetry.series["speed_ms"].values.tolist() == [2.5] * 20
+    assert telemetry.problems == ()
+    cut = read_srt(written(tmp_path, "a.SRT", text[:-4].encode()))
+    assert cut.problems == ("truncated: the last cue is cut off",)
 
 
 @pytest.mark.parametrize("share", flightlogs.SHARES)
