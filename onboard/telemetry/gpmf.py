@@ -100,14 +100,6 @@ def read_gpmf(path: Path) -> Telemetry:
     )
 
 
-def has_gpmf(path: Path) -> bool:
-    """Whether a video has a telemetry track of this kind; False where it cannot be opened."""
-    try:
-        return bool(_payloads(path)[0])
-    except SourceError:
-        return False
-
-
 def _payloads(path: Path) -> tuple[list[Payload], list[str]]:
     """All payloads of the first track whose packets begin with DEVC."""
     problems: list[str] = []
@@ -135,7 +127,7 @@ def _payloads(path: Path) -> tuple[list[Payload], list[str]]:
                     return out, problems
     except av.FFmpegError as error:
         raise SourceError(f"{path}: cannot be read as a video: {(error.strerror or '').lower()}; {INDEX}") from error
-    raise SourceError(f"{path}: there is no GoPro telemetry in this video; give its log with ?log=FILE")
+    raise SourceError(f"{path}: there is no telemetry of a GoPro or a DJI in this video; give its log with ?log=FILE")
 
 
 # --- key, length, value -----------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+import av
 import msgspec
 import numpy as np
 
@@ -59,6 +60,32 @@ def read_srt(path: Path) -> Telemetry:
     except OSError as error:
         raise SourceError(f"{path}: cannot be read: {error.strerror or error}") from error
     return telemetry_of(str(path), _text(data))
+
+
+def read_subtitles(path: Path) -> Telemetry:
+    """The telemetry in the subtitle track of a video. t_ns counts from the video's start. Raises SourceError."""
+    cues: list[str] = []
+    problems: list[str] = []
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.subtitles:
+                raise SourceError(f"{path}: there are no subtitles in this video; give its log with ?log=FILE")
+            stream = container.streams.subtitles[0]
+            counted = stream.codec_context is not None and stream.codec_context.name == "mov_text"
+            try:
+                for packet in container.demux(stream):
+                    data = bytes(packet)
+                    data = data[2 : 2 + int.from_bytes(data[:2], "big")] if counted else data
+                    if data and packet.pts is not None and packet.time_base is not None:
+                        seconds, millis = divmod(max(0, round(packet.pts * packet.time_base * 1000)), 1000)
+                        stamp = f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02},{millis:03}"
+                        cues.append(f"{stamp} --> {stamp}\n{data.decode(errors='replace')}\n\n")
+            except av.FFmpegError as error:
+                problems.append(f"truncated: the subtitles end early: {(error.strerror or '').lower()}")
+    except av.FFmpegError as error:
+        raise SourceError(f"{path}: cannot be read as a video: {(error.strerror or '').lower()}") from error
+    found = telemetry_of(str(path), "".join(cues))
+    return msgspec.structs.replace(found, kind="subtitles", problems=(*found.problems, *problems))
 
 
 def telemetry_of(uri: str, text: str) -> Telemetry:

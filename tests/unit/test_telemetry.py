@@ -5,12 +5,15 @@ import math
 import os
 import struct
 import time
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
 from models.errors import SourceError
+from onboard.sources import open_source
 from onboard.telemetry.dataflash import read_dataflash
 from onboard.telemetry.gpmf import Payload as GpmfPayload
 from onboard.telemetry.gpmf import _Damage, _Reader, _streams, read_gpmf
@@ -195,7 +198,7 @@ def test_a_video_without_telemetry_or_without_its_index_says_so(tmp_path):
     for _ in range(10):
         out.write(np.zeros((48, 64, 3), np.uint8))
     out.release()
-    with pytest.raises(SourceError, match="no GoPro telemetry"):
+    with pytest.raises(SourceError, match="no telemetry of a GoPro or a DJI"):
         read_gpmf(path)
     lost = written(tmp_path, "lost.mp4", path.read_bytes()[:200])
     with pytest.raises(SourceError, match="lacks its index"):
@@ -232,7 +235,7 @@ CUES = {
         **{"lat_deg": 40.75, "lon_deg": -109.25, "alt_m": 2371.76, "yaw_deg": 100.1},
     },
     "GPS(E: 18.5, S: 33.75, 12.5m)": {"lat_deg": -33.75, "lon_deg": 18.5, "alt_m": 12.5},
-    "<font>2017.08.05 14:11:51GPS(8.5, 47.5)</font> [drone_yaw: 90.5 drone_pitch: -3.0] [gimbal_pitch: -89.9] [rel_alt: 3.5]": {
+    "<font>14:11:51GPS(8.5, 47.5)</font> [drone_yaw: 90.5 drone_pitch: -3.0] [gimbal_pitch: -89.9] [rel_alt: 3.5]": {
         **{"lat_deg": 47.5, "lon_deg": 8.5, "yaw_deg": 90.5, "pitch_deg": -3.0, "camera_pitch_deg": -89.9},
     },
 }
@@ -289,6 +292,34 @@ def test_subtitles_with_turned_bits_raise_nothing(tmp_path, seed):
     data = flightlogs.flipped(subtitles(next(iter(CUES)), 200).encode(), seed)
     telemetry = read_srt(written(tmp_path, "a.srt", data))
     assert len(telemetry.series["alt_m"].t_ns) > 20
+
+
+ASS_HEADER = b"[Script Info]\n[V4+ Styles]\nFormat: Name\nStyle: Default\n[Events]\nFormat: Start, End, Text\n"
+
+
+@pytest.mark.parametrize(("codec", "name"), [("mov_text", "a.mp4"), ("subrip", "a.mkv")])
+def test_subtitles_inside_a_video(tmp_path, codec, name):
+    path = tmp_path / name
+    with av.open(str(path), "w") as out:
+        video, words = out.add_stream("libx264", rate=10), out.add_stream(codec)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        words.time_base = Fraction(1, 1000)
+        words.codec_context.subtitle_header = ASS_HEADER
+        for i in range(30):
+            out.mux(video.encode(av.VideoFrame.from_ndarray(np.full((48, 64, 3), i, np.uint8), format="bgr24")))
+            if i % 10 == 0:
+                text = f"GPS({8 + i * 1e-4:.4f},47.5,16) BAROMETER:{i}.5".encode()
+                packet = av.Packet(len(text).to_bytes(2, "big") + text if codec == "mov_text" else text)
+                packet.stream, packet.time_base, packet.pts, packet.dts = words, Fraction(1, 1000), i * 100, i * 100
+                packet.duration = 1000
+                out.mux(packet)
+        out.mux(video.encode())
+    telemetry = read(path)
+    np.testing.assert_allclose(telemetry.series["lon_deg"].values, [8, 8.001, 8.002])
+    np.testing.assert_allclose(telemetry.series["agl_m"].values, [0.5, 10.5, 20.5])
+    np.testing.assert_array_equal(telemetry.series["agl_m"].t_ns, [0, 10**9, 2 * 10**9])
+    frames = list(open_source(str(path)).frames())
+    assert frames[5].pose.lon_deg == pytest.approx(8.0005)
 
 
 # --- the recorded flights, by other readers ---------------------------------------------------------------------------
