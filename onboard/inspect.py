@@ -5,7 +5,7 @@ pictures is inspected by itself.
 """
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from rich.table import Table
 from models.errors import HadanetError, SourceError
 from onboard.frame import Frame, Skipped, Source
 from onboard.sources import open_source
-from onboard.sources.bags import is_bag
+from onboard.sources.bags import BagSource, is_bag, survey
 from onboard.sources.video import SUFFIXES as VIDEO_SUFFIXES
 from onboard.telemetry.read import read
 from onboard.telemetry.summary import TOLD, Gap, Summary, Track, gaps, iso_time, summarise
@@ -109,7 +109,11 @@ def inspect(uri: str, tick: Callable[[int, int | None], None] = lambda done, tot
     except SourceError:
         if not is_bag(path):
             raise
-        return _of_log(uri, read(path))  # a bag without pictures
+        contents = survey(path)  # a bag without pictures
+        if not contents.telemetry.series:
+            raise
+        whole, _ = _of_log(uri, contents.telemetry)
+        return msgspec.structs.replace(whole, streams=_listed(contents.topics)), contents.telemetry
     try:
         if source.live:
             raise SourceError(f"{uri}: a camera has no end; record a flight and inspect the recording")
@@ -121,7 +125,7 @@ def inspect(uri: str, tick: Callable[[int, int | None], None] = lambda done, tot
         return Inspection(
             source=uri,
             kind=KINDS.get(type(getattr(source, "pictures", source)).__name__, "recording"),
-            streams=_streams(path),
+            streams=_listed(source.topics) if isinstance(source, BagSource) else _streams(path),
             frames=frames,
             telemetry=summarise(log) if log else None,
             alignment=_aligned(getattr(source, "alignment", None)),
@@ -226,8 +230,12 @@ def _streams_of(telemetry: Telemetry) -> list[Stream]:
     return [Stream(name=name, kind="messages", count=count) for name, count in sorted(counts.items())]
 
 
+def _listed(topics: Mapping[str, tuple[str, int]]) -> list[Stream]:
+    return [Stream(name=name, kind=kind, count=count) for name, (kind, count) in sorted(topics.items())]
+
+
 def _streams(path: Path) -> list[Stream]:
-    """Topics of a bag or of our own recording, streams of a video; none where there is nothing of the kind."""
+    """Topics of our own recording, streams of a video; none where there is nothing of the kind."""
     try:
         if path.suffix.lower() in VIDEO_SUFFIXES:
             return list(_video_streams(path))

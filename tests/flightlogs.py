@@ -56,6 +56,41 @@ def dataflash(count: int = 400) -> bytes:
     return out
 
 
+CODES = {
+    "Q": "Q",
+    "Z": "64s",
+    "M": "B",
+    "B": "B",
+    "f": "f",
+    "L": "i",
+    "e": "i",
+    "C": "H",
+    "c": "h",
+    "I": "I",
+    "H": "H",
+}
+
+
+class DataFlash:
+    """Writes records of formats that are given by letters and labels."""
+
+    def __init__(self, kinds: dict[str, tuple[str, str]]) -> None:
+        self._layouts: dict[str, tuple[int, str]] = {}
+        self.formats = b""
+        for name, (letters, labels) in kinds.items():
+            self.add_format(name, letters, labels)
+
+    def add_format(self, name: str, letters: str, labels: str) -> None:
+        number, layout = len(self._layouts) + 1, "<" + "".join(CODES[letter] for letter in letters)
+        self._layouts[name] = number, layout
+        body = (number, 3 + struct.calcsize(layout), name.encode(), letters.encode(), labels.encode())
+        self.formats += b"\xa3\x95\x80" + struct.pack("<BB4s16s64s", *body)
+
+    def record(self, name: str, *fields) -> bytes:
+        number, layout = self._layouts[name]
+        return bytes((0xA3, 0x95, number)) + struct.pack(layout, *fields)
+
+
 def tlog(count: int = 400) -> bytes:
     """A ground station's log, by pymavlink's own packer: heartbeats, positions, attitude, a camera's feedback."""
     from pymavlink.dialects.v20 import ardupilotmega as dialect

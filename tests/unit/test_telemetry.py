@@ -85,6 +85,42 @@ def test_a_log_says_what_was_written_into_it(tmp_path, kind):
         assert telemetry.utc_ns == 1_700_000_000 * 10**9
 
 
+def test_a_dataflash_log_that_tells_its_layouts_again_goes_on(tmp_path):
+    data = flightlogs.dataflash()
+    once = read_dataflash(written(tmp_path, "a.bin", data)).series["lat_deg"]
+    twice = read_dataflash(written(tmp_path, "b.bin", data + data)).series["lat_deg"]
+    assert len(twice.values) == 2 * len(once.values)
+
+
+@pytest.mark.parametrize(
+    ("text", "mode"), [("ArduPlane V4.5.7", "AUTO"), ("ArduCopter V4.5.7", "MODE_10"), ("ArduRover V4.5", "MODE_10")]
+)
+def test_modes_are_those_of_the_vehicle_and_batteries_those_of_the_first(tmp_path, text, mode):
+    log = flightlogs.DataFlash({"MSG": ("QZ", "TimeUS,Message"), "MODE": ("QMB", "TimeUS,Mode,ModeNum")})
+    log.add_format("BAT", "QBf", "TimeUS,Inst,Volt")
+    data = log.record("MSG", 1, text.encode()) + log.record("MODE", 2_000_000, 10, 10)
+    for i in range(5):
+        data += log.record("BAT", i * 10**6 + 1, 0, 12.5) + log.record("BAT", i * 10**6 + 1, 1, 99.0)
+    telemetry = read_dataflash(written(tmp_path, "a.bin", log.formats + data))
+    assert telemetry.series["mode"].values.tolist() == [mode]
+    assert telemetry.series["battery_v"].values.tolist() == [12.5] * 5
+
+
+def test_a_vehicle_that_was_started_again_goes_on_where_the_station_says(tmp_path):
+    """The second half counts from a new boot, 1000 s of the station's clock later."""
+    data = flightlogs.tlog()
+    later, at = b"", 0
+    whole = read_tlog(written(tmp_path, "a.tlog", data))
+    while at < len(data):
+        length = data[at + 9] + (12 if data[at + 8] == 0xFD else 8)
+        stamp = int.from_bytes(data[at : at + 8], "big") + 1_000_000_000
+        later += stamp.to_bytes(8, "big") + data[at + 8 : at + 8 + length]
+        at += 8 + length
+    both = read_tlog(written(tmp_path, "b.tlog", data + later)).series["lat_deg"]
+    times = whole.series["lat_deg"].t_ns
+    np.testing.assert_array_equal(both.t_ns, np.concatenate([times, times + 1000 * 10**9]))
+
+
 @pytest.mark.parametrize("kind", LOGS)
 @pytest.mark.parametrize("share", flightlogs.SHARES)
 def test_a_log_that_is_cut_off_gives_all_before_and_says_so(tmp_path, kind, share):
