@@ -71,12 +71,14 @@ class Frames(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Aligned(msgspec.Struct, frozen=True, kw_only=True):
-    """How the frames' clock was matched to the log's: the method, the offset, what is left over, and how many agree."""
+    """How the frames' clock was matched to the log's: the method, the offset, what is left over, how many agree, and
+    what error the residual does not show."""
 
     method: str
     offset_s: float
     residual_ms: float | None
     matched: int
+    unseen: str
 
 
 class Inspection(msgspec.Struct, frozen=True, kw_only=True):
@@ -212,6 +214,7 @@ def _aligned(found: Any) -> Aligned | None:
         offset_s=round(found.offset_ns * 1e-9, 6),
         residual_ms=None if residual is None else round(residual, 3),
         matched=int(found.matched),
+        unseen=str(found.unseen),
     )
 
 
@@ -336,6 +339,8 @@ def _facts(found: Inspection) -> Iterator[tuple[str, str]]:
         residual = "unknown residual" if left is None else f"residual {left:.1f} ms"
         agree = f"{residual}, {found.alignment.matched} matched, offset {found.alignment.offset_s:.3f} s"
         yield "alignment", f"{found.alignment.method}: {agree}"
+        if found.alignment.unseen:
+            yield "not in it", found.alignment.unseen
     if telemetry and telemetry.position:
         yield "gaps", _gaps(telemetry.position.gap_count, telemetry.position.gaps)
         steps = telemetry.position.jumps

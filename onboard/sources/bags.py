@@ -26,6 +26,7 @@ from onboard.sources.bagmessages import (
     HEIGHT_TOPIC,
     HEIGHTS,
     IMAGES,
+    STAMP_TOLERANCE_NS,
     WANTED,
     Decoder,
     attitude,
@@ -49,13 +50,15 @@ UTC_FROM_NS = 946_684_800 * 10**9
 
 
 class Pictures(msgspec.Struct):
-    """A topic with pictures: how many, how large (pixels, 0: none could be read), from when to when."""
+    """A topic with pictures: how many, how large (pixels, 0: none could be read), recorded from when to when; the time
+    of the first one that could be read."""
 
     count: int = 0
     pixels: int = 0
     tries: int = 0
     first_ns: int = 0
     last_ns: int = 0
+    begins_ns: int = 0
     problem: str = ""
 
 
@@ -104,13 +107,17 @@ class BagSource:
         self.topic = _choose(path, contents, topic)
         chosen = contents.pictures[self.topic]
         self.length: int | None = chosen.count
+        self.first_ns = chosen.begins_ns
         span_s = (chosen.last_ns - chosen.first_ns) * 1e-9
         self.fps: float | None = (chosen.count - 1) / span_s if span_s > 0 else None
         self.telemetry, self.topics = contents.telemetry, contents.topics
         self.problems = contents.telemetry.problems
 
-    def frames(self) -> Iterator[Frame]:
-        """Yield the pictures in the order of the bag; one that is out of order shares the time of the one before."""
+    def frames(self, start_s: float = 0.0) -> Iterator[Frame]:
+        """Yield the pictures in the order of the bag; one that is out of order shares the time of the one before.
+
+        Pictures that were recorded before `start_s` are counted, not decoded.
+        """
         self._closed = False
         decoder, index, t_ns = Decoder(), 0, 0
         known = bool(self.telemetry.series)
@@ -118,6 +125,9 @@ class BagSource:
             if self._closed:
                 return
             if message.topic.name != self.topic or message.topic.kind not in IMAGES:
+                continue
+            if message.t_ns < self.first_ns + round(start_s * 1e9) - STAMP_TOLERANCE_NS:
+                index += 1
                 continue
             try:
                 decoded = decoder.decode(message)
@@ -175,7 +185,7 @@ def _look(seen: Pictures, message: BagMessage, decoder: Decoder) -> None:
         try:
             decoded = decoder.decode(message)
             image, _ = picture(message.topic, decoded)
-            seen.pixels = image.shape[0] * image.shape[1]
+            seen.pixels, seen.begins_ns = image.shape[0] * image.shape[1], stamp_ns(decoded, t_ns)
         except BAD as error:
             seen.problem = reason(error)
     seen.first_ns = seen.first_ns if seen.count else t_ns

@@ -125,7 +125,7 @@ def test_alignment_jumps_and_triggers_are_told():
         streams=[],
         frames=None,
         telemetry=inspect.summarise(log),
-        alignment=inspect.Aligned(method="triggers", offset_s=1.25, residual_ms=12.34, matched=18),
+        alignment=inspect.Aligned(method="triggers", offset_s=1.25, residual_ms=12.34, matched=18, unseen=""),
         truncated=True,
         problems=["truncated: x [ends]"],
     )
