@@ -19,7 +19,7 @@ from rich.table import Table
 
 from models.errors import HadanetError, SourceError
 from onboard.frame import Frame, Skipped, Source
-from onboard.sources import open_source
+from onboard.sources import media, open_source
 from onboard.sources.bags import BagSource, is_bag, survey
 from onboard.sources.video import SUFFIXES as VIDEO_SUFFIXES
 from onboard.telemetry.read import read
@@ -252,7 +252,7 @@ def _video_streams(path: Path) -> Iterator[Stream]:
     import av
 
     try:
-        with av.open(str(path)) as container:
+        with media.opened(path) as container:
             for stream in container.streams:
                 codec = getattr(stream.codec_context, "name", "") if stream.codec_context else ""
                 handler = stream.metadata.get("handler_name", "").strip()

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from models.errors import SourceError
 from onboard.frame import Frame, Pose, Skipped
+from onboard.sources import media
 
 SUFFIXES = frozenset(
     {".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"}
@@ -55,7 +56,7 @@ class VideoSource:
         self.skipped: list[Skipped] = []
         self._closed = threading.Event()
         try:
-            with av.open(self.uri) as container:
+            with media.opened(self.uri) as container:
                 if not container.streams.video:
                     raise SourceError(f"{path}: there is no video in this file, only {_kinds(container)}")
                 stream = container.streams.video[0]
@@ -101,7 +102,7 @@ class VideoSource:
         Nothing is decoded: frames are counted by the container's index, or by its packets where it has none.
         """
         try:
-            with av.open(self.uri) as container:
+            with media.opened(self.uri) as container:
                 stream = container.streams.video[0]
                 decoded, shown = dict[int, int](), dict[int, int]()  # number of each key frame, by both of its times
                 for number, (dts, pts, is_key) in enumerate(_packets(container, stream)):
@@ -114,7 +115,7 @@ class VideoSource:
                     return None
                 place = int(time_s / stream.time_base) if stream.time_base else 0
                 container.seek(place, stream=stream)
-                packets = container.demux(stream)
+                packets = media.packets(container, stream)
                 first = next(packets)
                 if first.pts is None or not first.is_keyframe:
                     return None
@@ -140,10 +141,10 @@ class VideoSource:
         lost: list[str] = []  # packets without a frame, to be told in the order of time
         converter = VideoReformatter()
         try:
-            with av.open(self.uri) as container:
+            with media.opened(self.uri) as container:
                 if key:
                     container.seek(key.seek, stream=container.streams.video[0])
-                for packet in container.demux(container.streams.video[0]):
+                for packet in media.packets(container, container.streams.video[0]):
                     if packet.is_corrupt and damage is None:
                         damage = _stamp(packet)
                     try:
@@ -179,7 +180,7 @@ def _packets(container: av.container.InputContainer, stream: av.VideoStream) -> 
     if stream.frames and len(entries) == stream.frames:
         yield from ((entry.timestamp, None, entry.is_keyframe) for entry in entries if not entry.is_discard)
         return
-    for packet in container.demux(stream):
+    for packet in media.packets(container, stream):
         if packet.size and not packet.is_discard:
             yield _stamp(packet, packet.dts), packet.pts, packet.is_keyframe
 

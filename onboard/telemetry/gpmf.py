@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.errors import SourceError
+from onboard.sources import media
 from onboard.telemetry.table import Series, Telemetry, series
 
 MAX_DEPTH = 8
@@ -104,14 +105,14 @@ def _payloads(path: Path) -> tuple[list[Payload], list[str]]:
     """All payloads of the first track whose packets begin with DEVC."""
     problems: list[str] = []
     try:
-        with av.open(str(path)) as container:
+        with media.opened(path) as container:
             if not container.streams:
                 raise SourceError(f"{path}: {INDEX}")
-            for number in (stream.index for stream in container.streams if stream.type == "data"):
+            for stream in [stream for stream in container.streams if stream.type == "data"]:
                 out: list[Payload] = []
                 container.seek(0)
                 try:
-                    for packet in container.demux(container.streams[number]):
+                    for packet in media.packets(container, stream):
                         data = bytes(packet)
                         if data and not out and not data.startswith(b"DEVC"):
                             break
@@ -121,7 +122,7 @@ def _payloads(path: Path) -> tuple[list[Payload], list[str]]:
                 except av.FFmpegError as error:
                     problems.append(f"truncated: the telemetry ends early: {(error.strerror or '').lower()}")
                 if out:
-                    promised = container.streams[number].frames
+                    promised = stream.frames
                     if promised and len(out) < promised:
                         problems.append(f"truncated: {len(out)} of {promised} packets of telemetry are there")
                     return out, problems

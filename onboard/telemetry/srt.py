@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 
 from models.errors import SourceError
+from onboard.sources import media
 from onboard.telemetry.table import Series, Telemetry, series
 
 MAX_BYTES = 512 * 2**20
@@ -67,13 +68,13 @@ def read_subtitles(path: Path) -> Telemetry:
     cues: list[str] = []
     problems: list[str] = []
     try:
-        with av.open(str(path)) as container:
+        with media.opened(path) as container:
             if not container.streams.subtitles:
                 raise SourceError(f"{path}: there are no subtitles in this video; give its log with ?log=FILE")
             stream = container.streams.subtitles[0]
             counted = stream.codec_context is not None and stream.codec_context.name == "mov_text"
             try:
-                for packet in container.demux(stream):
+                for packet in media.packets(container, stream):
                     data = bytes(packet)
                     data = data[2 : 2 + int.from_bytes(data[:2], "big")] if counted else data
                     if data and packet.pts is not None and packet.time_base is not None:

@@ -1,15 +1,19 @@
 """A part of a flight is found without decoding what lies before it, with the same frames and numbers."""
 
+import contextlib
+
 import av
 import numpy as np
 import pytest
 from PIL import Image
 
+from models.errors import SourceError
 from onboard.sim import SimSource
 from onboard.sources import open_source
 from onboard.sources.bags import BagSource
 from onboard.sources.recording import RecordingSource
 from onboard.sources.window import Window
+from tests import flightlogs
 from tests.unit.test_bags import write_ros1
 from tests.unit.test_recording import fly
 
@@ -24,8 +28,9 @@ VIDEOS = {
 }
 
 
-def video(path, codec, options):
+def video(path, codec, options, names=()):
     with av.open(str(path), "w") as out:
+        out.metadata.update(names)
         stream = out.add_stream(codec, rate=RATE, options={"g": str(GOP), **options})
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         rng = np.random.default_rng(0)
@@ -66,6 +71,26 @@ def test_a_part_of_a_damaged_video_is_that_part(tmp_path):
     assert source.skipped
     assert len(whole) > FRAMES / 2
     assert told(Window(source, 10.0).frames()) == [frame for frame in whole if frame[1] >= 10 * 10**9]
+
+
+def test_a_damaged_transport_stream_raises_nothing_else(tmp_path):
+    """Bits that are turned make up streams behind the header, which PyAV does not expect."""
+    data = video(tmp_path / "a.ts", *VIDEOS["a.ts"]).read_bytes()
+    read = 0
+    for seed in range(12):
+        path = tmp_path / f"{seed}.ts"
+        path.write_bytes(flightlogs.flipped(data, seed, (1e-4, 1e-3, 1e-2)[seed % 3]))
+        with contextlib.suppress(SourceError):
+            read += len(list(open_source(str(path)).frames()))
+    assert read > FRAMES
+
+
+def test_names_in_another_alphabet_are_no_obstacle(tmp_path):
+    path = video(tmp_path / "a.mp4", *VIDEOS["closed.mp4"], {"title": "Ueberflug"})
+    path.write_bytes(path.read_bytes().replace(b"Ueberflug", "\u00dcberflug!".encode("latin-1")))
+    with pytest.raises(UnicodeDecodeError):
+        av.open(str(path))
+    assert len(list(open_source(str(path)).frames())) == FRAMES
 
 
 @pytest.mark.parametrize("kind", ["sim", "photos", "bag", "recording"])
