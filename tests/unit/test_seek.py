@@ -93,6 +93,19 @@ def test_names_in_another_alphabet_are_no_obstacle(tmp_path):
     assert len(list(open_source(str(path)).frames())) == FRAMES
 
 
+def test_a_video_and_a_log_without_a_common_clock_begin_together(tmp_path):
+    """The log counts from a start long before, as a flight controller does."""
+    log = flightlogs.DataFlash({"POS": ("QLLff", "TimeUS,Lat,Lng,Alt,RelHomeAlt")})
+    rows = [log.record("POS", (900 + i) * 10**6, 480_000_000 + i * 1000, 90_000_000, 500.0, i) for i in range(20)]
+    (tmp_path / "flight.bin").write_bytes(log.formats + b"".join(rows))
+    source = open_source(str(video(tmp_path / "a.mp4", *VIDEOS["closed.mp4"])))
+    assert source.alignment.method == "none: both are taken to begin together"
+    assert source.alignment.unseen
+    frames = list(source.frames())
+    assert frames[0].pose.agl_m == 0
+    assert frames[105].pose.agl_m == pytest.approx(10.5)
+
+
 @pytest.mark.parametrize("kind", ["sim", "photos", "bag", "recording"])
 def test_a_part_of_any_other_flight_is_that_part(tmp_path, kind):
     if kind == "sim":
