@@ -1,5 +1,6 @@
 """Logs of the formats that flights come with, written byte by byte, and what happens to files."""
 
+import math
 import struct
 
 import numpy as np
@@ -104,6 +105,9 @@ def tlog(count: int = 400) -> bytes:
             mav.global_position_int_encode(boot, *place, 10_000, 300, 400, 0, 9000),
             mav.attitude_encode(boot, 0.1, -0.2, 1.5, 0, 0, 0),
         ]
+        half = math.radians(-60) / 2  # the camera looks down by 60 degrees
+        q = [math.cos(half), 0.0, math.sin(half), 0.0]
+        messages.append(mav.gimbal_device_attitude_status_encode(0, 0, boot, 64, q, 0, 0, 0, 0))
         if i % 10 == 0:
             messages += [
                 mav.heartbeat_encode(2, 3, 81, 4, 4, 3),

@@ -33,6 +33,9 @@ REBOOT_MS = 5000
 NO_VEHICLES = (6, 18, 26, 27, 30)
 """MAV_TYPE of stations, onboard computers, gimbals, ADS-B receivers and cameras."""
 
+YAW_LOCKED, YAW_FROM_NOSE, YAW_FROM_NORTH = 16, 32, 64
+"""GIMBAL_DEVICE_FLAGS: what the yaw of a gimbal counts from; where neither is told, from north if it is locked."""
+
 Check = Callable[[bytes, int, int], bool | None]
 """Whether a packet's checksum is right, from the packet, its kind and its payload's end; None for an unknown kind."""
 Rows = dict[str, tuple[list[tuple[int, int]], list[Any]]]
@@ -139,6 +142,10 @@ def _message(data: mmap.mmap, at: int, size: int, is_whole: Check) -> tuple[byte
     return (packet, True) if whole else None
 
 
+def _unit(x: float) -> float:
+    return max(-1.0, min(1.0, x))
+
+
 class _Rows:
     """What the messages of one vehicle say, by field."""
 
@@ -217,6 +224,17 @@ class _Rows:
         absolute = getattr(m, "yaw_absolute", 0.0)
         if absolute:
             yield "MOUNT_ORIENTATION.camera_yaw_deg", absolute % 360.0
+
+    def _gimbal_device_attitude_status(self, m: Any) -> Iterator[tuple[str, float]]:
+        w, x, y, z = m.q
+        if not 0.9 < w * w + x * x + y * y + z * z < 1.1:
+            return
+        roll, pitch = math.atan2(2 * (w * x + y * z), 1 - 2 * (x * x + y * y)), math.asin(_unit(2 * (w * y - z * x)))
+        yield "GIMBAL_DEVICE_ATTITUDE_STATUS.camera_roll_deg", math.degrees(roll)
+        yield "GIMBAL_DEVICE_ATTITUDE_STATUS.camera_pitch_deg", math.degrees(pitch)
+        if m.flags & YAW_FROM_NORTH or (m.flags & YAW_LOCKED and not m.flags & YAW_FROM_NOSE):
+            yaw = math.atan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z))
+            yield "GIMBAL_DEVICE_ATTITUDE_STATUS.camera_yaw_deg", math.degrees(yaw) % 360.0
 
     def _camera_feedback(self, m: Any) -> Iterator[tuple[str, float]]:
         yield "CAMERA_FEEDBACK", m.img_idx

@@ -80,6 +80,8 @@ def test_a_log_says_what_was_written_into_it(tmp_path, kind):
         assert telemetry.residual_ms == pytest.approx(6, abs=1)
         assert telemetry.series["battery_share"].values[0] == 0.8
         assert str(telemetry.series["mode"].values[0]) == "GUIDED"
+        np.testing.assert_allclose(telemetry.series["camera_pitch_deg"].values, -60, atol=1e-3)
+        np.testing.assert_allclose(telemetry.series["camera_yaw_deg"].values, 0, atol=1e-3)
         np.testing.assert_allclose(telemetry.series["speed_ms"].values[:3], 5.0)
     if kind == "ulog":
         assert telemetry.utc_ns == 1_700_000_000 * 10**9
