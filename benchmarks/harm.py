@@ -37,7 +37,9 @@ def stressed(seen: Recorded, kind: str, tiles: int, seed: int) -> tuple[Recorded
     else:
         places = _draw(known, frames * per_frame, random)
     first = seen.features[0]
-    out = Recorded(seen.classes, seen.rows, seen.cols, *(list(part) for part in seen[3:7]), seen.truth)
+    out = seen._replace(
+        tiles=list(seen.tiles), light=list(seen.light), features=list(seen.features), motion=list(seen.motion)
+    )
     truth = [seen.truth]
     for start in range(0, len(places), per_frame):
         own = places[start : start + per_frame]

@@ -11,8 +11,9 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-DEPTH = 1
-"""Items that a stage is ahead: with one, both stages are busy, and a frame may be as large as 60 MB."""
+DEPTH = 2
+"""Items that a stage is ahead: one is what the next stage takes, the other is in work. With more, memory grows (a frame
+may be as large as 60 MB) and nothing is faster."""
 
 
 @contextmanager

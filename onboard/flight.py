@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from link.messages import Detections, Query, Status
 from models.engine import Engine, Features
 from models.model import Model
-from onboard import footprint
+from onboard import footprint, shrink
 from onboard.config import Config
 from onboard.desk import Desk, Post
 from onboard.detections import FrameResult
 from onboard.exposure import Exposure, apply
 from onboard.frame import Frame
-from onboard.grid import crop, cut, jpeg, one, warm_up
+from onboard.grid import crop, cut, jpeg, one
 from onboard.head import head_logits
 from onboard.learner import HISTORY_FRAMES, Observation
 from onboard.queries import Asker
@@ -87,7 +87,7 @@ class Flight:
         self._recorder = recorder
         self._engine = Engine(base, threads=config.model.threads)
         self._engine.warm_up()
-        warm_up()
+        shrink.warm_up()
         self._tiles = np.zeros((rows * cols, base.spec.input_size, base.spec.input_size, 3), np.uint8)
         self._exposure = Exposure(base.spec.mean[::-1])
         self._turned = Turned(base)

@@ -54,17 +54,22 @@ class Source(Protocol):
     """Anything that yields frames. `open_source` makes one from a URI.
 
     `length` is the number of frames where it is known beforehand; `fps` the nominal rate; `live` says that frames
-    that are not taken in time are lost (a camera). `skipped` grows while iterating.
+    that are not taken in time are lost (a camera). `first_ns` is the first frame's time, 0 where frames are live.
+    `skipped` grows while iterating.
     """
 
     uri: str
     length: int | None
     fps: float | None
     live: bool
+    first_ns: int
     skipped: list[Skipped]
 
-    def frames(self) -> Iterator[Frame]:
-        """Yield frames in order. A frame that cannot be read goes to `skipped` and its index is not used again."""
+    def frames(self, start_s: float = 0.0) -> Iterator[Frame]:
+        """Yield frames in order. A frame that cannot be read goes to `skipped` and its index is not used again.
+
+        Those before `start_s` seconds behind the first one may be left out, as far as that is less work.
+        """
         ...
 
     def close(self) -> None:

@@ -5,7 +5,7 @@ pictures is inspected by itself.
 """
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,8 @@ from rich.table import Table
 
 from models.errors import HadanetError, SourceError
 from onboard.frame import Frame, Skipped, Source
-from onboard.sources import open_source
-from onboard.sources.bags import is_bag
+from onboard.sources import media, open_source
+from onboard.sources.bags import BagSource, is_bag, survey
 from onboard.sources.video import SUFFIXES as VIDEO_SUFFIXES
 from onboard.telemetry.read import read
 from onboard.telemetry.summary import TOLD, Gap, Summary, Track, gaps, iso_time, summarise
@@ -71,12 +71,14 @@ class Frames(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Aligned(msgspec.Struct, frozen=True, kw_only=True):
-    """How the frames' clock was matched to the log's: the method, the offset, what is left over, and how many agree."""
+    """How the frames' clock was matched to the log's: the method, the offset, what is left over, how many agree, and
+    what error the residual does not show."""
 
     method: str
     offset_s: float
     residual_ms: float | None
     matched: int
+    unseen: str
 
 
 class Inspection(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,7 +111,11 @@ def inspect(uri: str, tick: Callable[[int, int | None], None] = lambda done, tot
     except SourceError:
         if not is_bag(path):
             raise
-        return _of_log(uri, read(path))  # a bag without pictures
+        contents = survey(path)  # a bag without pictures
+        if not contents.telemetry.series:
+            raise
+        whole, _ = _of_log(uri, contents.telemetry)
+        return msgspec.structs.replace(whole, streams=_listed(contents.topics)), contents.telemetry
     try:
         if source.live:
             raise SourceError(f"{uri}: a camera has no end; record a flight and inspect the recording")
@@ -121,7 +127,7 @@ def inspect(uri: str, tick: Callable[[int, int | None], None] = lambda done, tot
         return Inspection(
             source=uri,
             kind=KINDS.get(type(getattr(source, "pictures", source)).__name__, "recording"),
-            streams=_streams(path),
+            streams=_listed(source.topics) if isinstance(source, BagSource) else _streams(path),
             frames=frames,
             telemetry=summarise(log) if log else None,
             alignment=_aligned(getattr(source, "alignment", None)),
@@ -208,6 +214,7 @@ def _aligned(found: Any) -> Aligned | None:
         offset_s=round(found.offset_ns * 1e-9, 6),
         residual_ms=None if residual is None else round(residual, 3),
         matched=int(found.matched),
+        unseen=str(found.unseen),
     )
 
 
@@ -226,8 +233,12 @@ def _streams_of(telemetry: Telemetry) -> list[Stream]:
     return [Stream(name=name, kind="messages", count=count) for name, count in sorted(counts.items())]
 
 
+def _listed(topics: Mapping[str, tuple[str, int]]) -> list[Stream]:
+    return [Stream(name=name, kind=kind, count=count) for name, (kind, count) in sorted(topics.items())]
+
+
 def _streams(path: Path) -> list[Stream]:
-    """Topics of a bag or of our own recording, streams of a video; none where there is nothing of the kind."""
+    """Topics of our own recording, streams of a video; none where there is nothing of the kind."""
     try:
         if path.suffix.lower() in VIDEO_SUFFIXES:
             return list(_video_streams(path))
@@ -241,7 +252,7 @@ def _video_streams(path: Path) -> Iterator[Stream]:
     import av
 
     try:
-        with av.open(str(path)) as container:
+        with media.opened(path) as container:
             for stream in container.streams:
                 codec = getattr(stream.codec_context, "name", "") if stream.codec_context else ""
                 handler = stream.metadata.get("handler_name", "").strip()
@@ -328,6 +339,8 @@ def _facts(found: Inspection) -> Iterator[tuple[str, str]]:
         residual = "unknown residual" if left is None else f"residual {left:.1f} ms"
         agree = f"{residual}, {found.alignment.matched} matched, offset {found.alignment.offset_s:.3f} s"
         yield "alignment", f"{found.alignment.method}: {agree}"
+        if found.alignment.unseen:
+            yield "not in it", found.alignment.unseen
     if telemetry and telemetry.position:
         yield "gaps", _gaps(telemetry.position.gap_count, telemetry.position.gaps)
         steps = telemetry.position.jumps

@@ -1,5 +1,6 @@
 """Logs of the formats that flights come with, written byte by byte, and what happens to files."""
 
+import math
 import struct
 
 import numpy as np
@@ -56,6 +57,41 @@ def dataflash(count: int = 400) -> bytes:
     return out
 
 
+CODES = {
+    "Q": "Q",
+    "Z": "64s",
+    "M": "B",
+    "B": "B",
+    "f": "f",
+    "L": "i",
+    "e": "i",
+    "C": "H",
+    "c": "h",
+    "I": "I",
+    "H": "H",
+}
+
+
+class DataFlash:
+    """Writes records of formats that are given by letters and labels."""
+
+    def __init__(self, kinds: dict[str, tuple[str, str]]) -> None:
+        self._layouts: dict[str, tuple[int, str]] = {}
+        self.formats = b""
+        for name, (letters, labels) in kinds.items():
+            self.add_format(name, letters, labels)
+
+    def add_format(self, name: str, letters: str, labels: str) -> None:
+        number, layout = len(self._layouts) + 1, "<" + "".join(CODES[letter] for letter in letters)
+        self._layouts[name] = number, layout
+        body = (number, 3 + struct.calcsize(layout), name.encode(), letters.encode(), labels.encode())
+        self.formats += b"\xa3\x95\x80" + struct.pack("<BB4s16s64s", *body)
+
+    def record(self, name: str, *fields) -> bytes:
+        number, layout = self._layouts[name]
+        return bytes((0xA3, 0x95, number)) + struct.pack(layout, *fields)
+
+
 def tlog(count: int = 400) -> bytes:
     """A ground station's log, by pymavlink's own packer: heartbeats, positions, attitude, a camera's feedback."""
     from pymavlink.dialects.v20 import ardupilotmega as dialect
@@ -69,6 +105,9 @@ def tlog(count: int = 400) -> bytes:
             mav.global_position_int_encode(boot, *place, 10_000, 300, 400, 0, 9000),
             mav.attitude_encode(boot, 0.1, -0.2, 1.5, 0, 0, 0),
         ]
+        half = math.radians(-60) / 2  # the camera looks down by 60 degrees
+        q = [math.cos(half), 0.0, math.sin(half), 0.0]
+        messages.append(mav.gimbal_device_attitude_status_encode(0, 0, boot, 64, q, 0, 0, 0, 0))
         if i % 10 == 0:
             messages += [
                 mav.heartbeat_encode(2, 3, 81, 4, 4, 3),
@@ -130,3 +169,8 @@ def gps5(lat, lon, alt, fix: int = 3, utc: bytes = b"231115120000.500") -> bytes
     return nested(
         b"DEVC", klv(b"DVNM", b"c", 1, 6, b"Camera") + nested(b"STRM", about + klv(b"GPS5", b"l", 20, len(lat), rows))
     )
+
+
+def stream(*records: bytes) -> bytes:
+    """A payload with one stream of these records."""
+    return nested(b"DEVC", klv(b"DVNM", b"c", 1, 6, b"Camera") + nested(b"STRM", b"".join(records)))

@@ -1,5 +1,6 @@
 """`SimSource`: a simulated flight as a source of frames, with its ground truth."""
 
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -86,6 +87,7 @@ class SimSource:
             raise SourceError(f"{uri}: start={self.start} lies behind the last frame, {self.frame_count - 1}")
         self.fps: float | None = float(values["fps"])
         self.live = bool(values["live"])
+        self.first_ns = 0 if self.live else EPOCH_NS + round(self.start * 1e9 / float(values["fps"]))
         novel = bool(values["novel"])
         self.classes = NOVEL_CLASSES if novel else CLASSES
         self.length: int | None = self.frame_count - self.start
@@ -96,11 +98,12 @@ class SimSource:
         self._world = world(self.seed, novel)
         self._last: tuple[int, Grid] | None = None
 
-    def frames(self) -> Iterator[Frame]:
-        """Yield frames from `start` on; live ones when their time has come, leaving out those that are past."""
+    def frames(self, start_s: float = 0.0) -> Iterator[Frame]:
+        """Yield frames from `start` on, and from `start_s` seconds behind it; live ones when their time has come,
+        leaving out those that are past."""
         zero_ns = time.time_ns() - round(self.start * 1e9 / self._rate) if self.live else EPOCH_NS
         began_s = time.monotonic()
-        index = self.start
+        index = self.start + math.ceil(start_s * self._rate - 1e-9)
         while index < self.frame_count and not self._closed.is_set():
             if self.live:
                 due = self.start + (time.monotonic() - began_s) * self._rate

@@ -116,7 +116,8 @@ def _with_log(uri: str, path: Path, query: str, source: PhotoSource | VideoSourc
         if offset_s is not None:
             raise SourceError(f"{uri}: an offset belongs to a log, and there is none; name it with log=FILE")
         return source
-    times = [photo.t_ns for photo in source.photos] if isinstance(source, PhotoSource) else []
+    # of a video's frames only the first one's time is known before they are decoded
+    times = [photo.t_ns for photo in source.photos] if isinstance(source, PhotoSource) else [source.first_ns]
     return LoggedSource(
         source, log[0], np.array(times, np.int64), utc_ns=source.utc_ns, inside=log[1], offset_s=offset_s
     )

@@ -41,6 +41,9 @@ ATTITUDES = (
 )
 """Best first: the later ones may turn with a map of their own and not with north."""
 BATTERIES = frozenset({"sensor_msgs/msg/BatteryState"})
+HEIGHTS = frozenset({"std_msgs/msg/Float64"})
+HEIGHT_TOPIC = "rel_alt"
+"""Such a topic's last name, where it is the height above take-off: MAVROS's /mavros/global_position/rel_alt."""
 WANTED = IMAGES | FIXES | BATTERIES | frozenset(ATTITUDES)
 STAMP_TOLERANCE_NS = 10 * 10**9
 """A message's own time counts if it lies so near to when it was recorded; else its clock is another."""
@@ -199,6 +202,12 @@ def attitude(decoded: Any) -> dict[str, float]:
         "pitch_deg": -math.degrees(down),
         "roll_deg": math.degrees(roll),
     }
+
+
+def height(decoded: Any) -> dict[str, float]:
+    """The height above take-off."""
+    metres = float(decoded.data)
+    return {"agl_m": metres} if math.isfinite(metres) else {}
 
 
 def battery(decoded: Any) -> dict[str, float]:

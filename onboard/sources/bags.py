@@ -23,12 +23,16 @@ from onboard.sources.bagmessages import (
     BAD,
     BATTERIES,
     FIXES,
+    HEIGHT_TOPIC,
+    HEIGHTS,
     IMAGES,
+    STAMP_TOLERANCE_NS,
     WANTED,
     Decoder,
     attitude,
     battery,
     fix,
+    height,
     picture,
     stamp_ns,
 )
@@ -46,22 +50,24 @@ UTC_FROM_NS = 946_684_800 * 10**9
 
 
 class Pictures(msgspec.Struct):
-    """A topic with pictures: how many, how large (pixels, 0: none could be read), from when to when."""
+    """A topic with pictures: how many, how large (pixels, 0: none could be read), recorded from when to when; the time
+    of the first one that could be read."""
 
     count: int = 0
     pixels: int = 0
     tries: int = 0
     first_ns: int = 0
     last_ns: int = 0
+    begins_ns: int = 0
     problem: str = ""
 
 
 class Contents(msgspec.Struct, frozen=True):
-    """What a bag holds besides pixels. topics: name -> type of all topics."""
+    """What a bag holds besides pixels. topics: name -> type and number of messages, of all topics."""
 
     pictures: dict[str, Pictures]
     telemetry: Telemetry
-    topics: dict[str, str]
+    topics: dict[str, tuple[str, int]]
 
 
 def is_bag(path: Path) -> bool:
@@ -83,7 +89,7 @@ class BagSource:
     """The pictures of one topic; a frame's name is its number, its time the message's own or that of its recording.
 
     A picture that cannot be decoded goes to `skipped`, so does what is missing of a damaged bag. telemetry: what the
-    bag says of the flight. topic: the one that was taken.
+    bag says of the flight. topic: the one that was taken. topics: all of them, with type and number of messages.
 
     Raises
     ------
@@ -101,13 +107,17 @@ class BagSource:
         self.topic = _choose(path, contents, topic)
         chosen = contents.pictures[self.topic]
         self.length: int | None = chosen.count
+        self.first_ns = chosen.begins_ns
         span_s = (chosen.last_ns - chosen.first_ns) * 1e-9
         self.fps: float | None = (chosen.count - 1) / span_s if span_s > 0 else None
-        self.telemetry = contents.telemetry
+        self.telemetry, self.topics = contents.telemetry, contents.topics
         self.problems = contents.telemetry.problems
 
-    def frames(self) -> Iterator[Frame]:
-        """Yield the pictures in the order of the bag; one that is out of order shares the time of the one before."""
+    def frames(self, start_s: float = 0.0) -> Iterator[Frame]:
+        """Yield the pictures in the order of the bag; one that is out of order shares the time of the one before.
+
+        Pictures that were recorded before `start_s` are counted, not decoded.
+        """
         self._closed = False
         decoder, index, t_ns = Decoder(), 0, 0
         known = bool(self.telemetry.series)
@@ -115,6 +125,9 @@ class BagSource:
             if self._closed:
                 return
             if message.topic.name != self.topic or message.topic.kind not in IMAGES:
+                continue
+            if message.t_ns < self.first_ns + round(start_s * 1e9) - STAMP_TOLERANCE_NS:
+                index += 1
                 continue
             try:
                 decoded = decoder.decode(message)
@@ -138,17 +151,18 @@ def survey(path: Path) -> Contents:
     problems = Problems()
     decoder = Decoder()
     pictures: dict[str, Pictures] = {}
-    topics: dict[str, str] = {}
+    topics: dict[str, tuple[str, int]] = {}
     columns: dict[tuple[str, str], _Columns] = {}
     for message in messages(path, problems):
         topic = message.topic
-        topics.setdefault(topic.name, topic.kind)
-        if topic.kind not in WANTED:
+        topics[topic.name] = topic.kind, topics.get(topic.name, ("", 0))[1] + 1
+        is_height = topic.kind in HEIGHTS and topic.name.rpartition("/")[2] == HEIGHT_TOPIC
+        if topic.kind not in WANTED and not is_height:
             continue
         if topic.kind in IMAGES:
             _look(pictures.setdefault(topic.name, Pictures()), message, decoder)
             continue
-        read = fix if topic.kind in FIXES else battery if topic.kind in BATTERIES else attitude
+        read = height if is_height else fix if topic.kind in FIXES else battery if topic.kind in BATTERIES else attitude
         try:
             decoded = decoder.decode(message)
             values, t_ns = read(decoded), stamp_ns(decoded, message.t_ns)
@@ -171,7 +185,7 @@ def _look(seen: Pictures, message: BagMessage, decoder: Decoder) -> None:
         try:
             decoded = decoder.decode(message)
             image, _ = picture(message.topic, decoded)
-            seen.pixels = image.shape[0] * image.shape[1]
+            seen.pixels, seen.begins_ns = image.shape[0] * image.shape[1], stamp_ns(decoded, t_ns)
         except BAD as error:
             seen.problem = reason(error)
     seen.first_ns = seen.first_ns if seen.count else t_ns
@@ -205,8 +219,9 @@ def _telemetry(path: Path, columns: dict[tuple[str, str], _Columns], problems: P
     fixes = sorted((key for key in read if key[1] in FIXES), key=lambda key: -len(read[key]["lat_deg"].t_ns))
     turned = sorted((key for key in read if key[1] in ATTITUDES), key=lambda key: (ATTITUDES.index(key[1]), key[0]))
     charged = sorted(key for key in read if key[1] in BATTERIES)
+    high = sorted(key for key in read if key[1] in HEIGHTS)
     chosen: dict[str, Series] = {}
-    for keys in (fixes, turned, charged):
+    for keys in (fixes, turned, charged, high):
         if keys:
             chosen |= read[keys[0]]
     first = min((int(one.t_ns[0]) for one in chosen.values()), default=0)
@@ -225,7 +240,7 @@ def _choose(path: Path, contents: Contents, wanted: str) -> str:
     if wanted:
         if wanted not in pictures:
             there = wanted in contents.topics
-            what = f"has no pictures but {contents.topics[wanted] or 'no type'}" if there else "is not there"
+            what = f"has no pictures but {contents.topics[wanted][0] or 'no type'}" if there else "is not there"
             raise SourceError(f"{path}: the topic {wanted} {what}; topics with pictures: {_list(list(pictures))}")
         return wanted
     if not pictures:

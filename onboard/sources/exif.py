@@ -1,7 +1,7 @@
 """Capture time and pose from a photo's EXIF and XMP blocks.
 
-Follows Exif 2.32 (CIPA DC-008) and DJI's XMP names. Cameras write nonsense into these fields; whatever is out of range
-or cannot be read is taken as unknown, never as an error.
+Follows Exif 2.32 (CIPA DC-008) and the XMP names of DJI, which others took over, Parrot and Pix4D. Cameras write
+nonsense into these fields; whatever is out of range or cannot be read is taken as unknown, never as an error.
 """
 
 import re
@@ -19,8 +19,9 @@ DATE_TIME_ORIGINAL, SUBSEC_ORIGINAL, OFFSET_ORIGINAL = 0x9003, 0x9291, 0x9011
 GPS_LAT_REF, GPS_LAT, GPS_LON_REF, GPS_LON, GPS_ALT_REF, GPS_ALT, GPS_TIME = range(1, 8)
 GPS_STATUS, GPS_DIRECTION_REF, GPS_DIRECTION, GPS_DATE = 9, 16, 17, 29
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MAKE = 0x010F
 # Both ways to write a property: name="value" and <name>value</name>.
-_XMP = re.compile(rb"""drone-dji:(\w+)\s*(?:=\s*["']|>)\s*([-+]?\d+(?:\.\d*)?)\s*["'<]""")
+_XMP = re.compile(rb"""\b(drone[\w-]*|Camera):(\w+)\s*(?:=\s*["']|>)\s*([-+]?\d+(?:\.\d*)?)\s*["'<]""")
 
 
 class Clock(msgspec.Struct, frozen=True):
@@ -39,7 +40,8 @@ def read(image: Image.Image) -> tuple[Clock, Pose]:
     exif = image.getexif()
     xmp = image.info.get("xmp", b"")
     gps = exif.get_ifd(GPS_IFD)
-    return _clock(exif.get_ifd(EXIF_IFD), gps), _pose(gps, xmp if isinstance(xmp, bytes) else b"")
+    pose = _pose(gps, xmp if isinstance(xmp, bytes) else b"", _text(exif.get(MAKE)))
+    return _clock(exif.get_ifd(EXIF_IFD), gps), pose
 
 
 def _clock(exif: Mapping[int, Any], gps: Mapping[int, Any]) -> Clock:
@@ -61,8 +63,10 @@ def _clock(exif: Mapping[int, Any], gps: Mapping[int, Any]) -> Clock:
     return Clock(camera_ns=camera_ns, zoned=offset is not None, gps_ns=gps_ns)
 
 
-def _pose(gps: Mapping[int, Any], xmp: bytes) -> Pose:
-    dji = {name.decode(): float(value) for name, value in _XMP.findall(xmp)}
+def _pose(gps: Mapping[int, Any], xmp: bytes, make: str) -> Pose:
+    found = [(space, name.decode(), float(value)) for space, name, value in _XMP.findall(xmp)]
+    dji = {name: value for space, name, value in found if space != b"Camera"}
+    yaw, pitch, roll = _turns(dji, {name: value for space, name, value in found if space == b"Camera"}, make)
     lat = _angle(gps.get(GPS_LAT), gps.get(GPS_LAT_REF), "S")
     lon = _angle(gps.get(GPS_LON), gps.get(GPS_LON_REF), "W")
     if lat is None or lon is None:
@@ -75,7 +79,6 @@ def _pose(gps: Mapping[int, Any], xmp: bytes) -> Pose:
         alt = dji.get("AbsoluteAltitude")
     elif gps.get(GPS_ALT_REF) in (1, b"\x01"):
         alt = -alt
-    yaw = dji.get("GimbalYawDegree")
     if yaw is None and _text(gps.get(GPS_DIRECTION_REF)) == "T":
         yaw = _number(gps.get(GPS_DIRECTION))
     return Pose(
@@ -84,9 +87,27 @@ def _pose(gps: Mapping[int, Any], xmp: bytes) -> Pose:
         alt_m=alt,
         agl_m=dji.get("RelativeAltitude"),
         yaw_deg=None if yaw is None else yaw % 360.0,
-        pitch_deg=dji.get("GimbalPitchDegree"),
-        roll_deg=dji.get("GimbalRollDegree"),
+        pitch_deg=pitch,
+        roll_deg=roll,
     )
+
+
+def _turns(
+    drone: Mapping[str, float], camera: Mapping[str, float], make: str
+) -> tuple[float | None, float | None, float | None]:
+    """The camera's yaw, pitch and roll: DJI's gimbal, Parrot's camera, or Pix4D's names.
+
+    Pix4D's pitch is 0 straight down; Autel takes the names but counts from the horizon.
+    """
+    for kind in ("Gimbal", "Camera"):
+        if f"{kind}PitchDegree" in drone:
+            yaw = drone.get(f"{kind}YawDegree", drone.get("FlightYawDegree"))
+            return yaw, drone[f"{kind}PitchDegree"], drone.get(f"{kind}RollDegree")
+    pitch = camera.get("Pitch")
+    if pitch is not None and not make.lower().startswith("autel"):
+        pitch -= 90.0
+    yaw = drone.get("GimbalYawDegree", drone.get("FlightYawDegree", camera.get("Yaw")))
+    return yaw, pitch, drone.get("GimbalRollDegree", camera.get("Roll"))
 
 
 def _text(value: object) -> str:

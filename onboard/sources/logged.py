@@ -35,15 +35,16 @@ class LoggedSource:
         offset_s: float | None,
     ) -> None:
         self.uri, self.length, self.fps, self.live = source.uri, source.length, source.fps, source.live
+        self.first_ns = source.first_ns
         self.skipped: list[Skipped] = source.skipped
         self.telemetry = telemetry
         self.alignment: Alignment = align(times, telemetry, utc_ns=utc_ns, inside=inside, offset_s=offset_s)
         self.problems = telemetry.problems
         self.pictures = source
 
-    def frames(self) -> Iterator[Frame]:
+    def frames(self, start_s: float = 0.0) -> Iterator[Frame]:
         """Yield the frames, each with what the log says of its moment."""
-        for frame in self.pictures.frames():
+        for frame in self.pictures.frames(start_s):
             pose = self.telemetry.pose(frame.t_ns - self.alignment.offset_ns)
             yield msgspec.structs.replace(frame, pose=_filled(frame.pose, pose))
 

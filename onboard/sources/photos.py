@@ -52,10 +52,13 @@ class PhotoSource:
         self.utc_ns: int | None = 0 if self.photos[0].t_ns else None
         self.fps: float | None = fps
         self.length: int | None = len(self.photos)
+        self.first_ns = self.photos[0].t_ns
 
-    def frames(self) -> Iterator[Frame]:
-        """Yield the photos in order, decoding each when it is asked for."""
+    def frames(self, start_s: float = 0.0) -> Iterator[Frame]:
+        """Yield the photos in order from `start_s` on, decoding each when it is asked for."""
         for index, photo in enumerate(self.photos):
+            if photo.t_ns < self.first_ns + round(start_s * 1e9):
+                continue
             try:
                 data = photo.path.read_bytes()
                 image = decode(data)

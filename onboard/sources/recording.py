@@ -113,13 +113,17 @@ class RecordingSource:
             raise SourceError(f"{path}: not one whole frame is in this recording")
         self.recompressed = survey.recompressed
         self.length: int | None = len(survey.times)
+        self.first_ns = survey.times[0]
         span_s = (survey.times[-1] - survey.times[0]) * 1e-9
         self.fps: float | None = (len(survey.times) - 1) / span_s if span_s > 0 else None
         self.problems = survey.problems.lines()
         self.telemetry = survey.telemetry(self.uri)
 
-    def frames(self) -> Iterator[Frame]:
-        """Yield the frames; with `follow` what crossed before each is ready for `crossed` when it comes."""
+    def frames(self, start_s: float = 0.0) -> Iterator[Frame]:
+        """Yield the frames from `start_s` on; those before are not decoded.
+
+        With `follow` what crossed before each is ready for `crossed` when it comes.
+        """
         self._crossed.clear()
         self._closed = False
         problems = Problems()
@@ -128,6 +132,8 @@ class RecordingSource:
             for about, data in reader.read(segment.path):
                 if self._closed:
                     return
+                if about.t_ns < self.first_ns + round(start_s * 1e9):
+                    continue
                 try:
                     image = decode(data)
                 except DAMAGE as error:

@@ -39,6 +39,7 @@ class V4L2Source:
         self.uri = uri
         self.length: int | None = None
         self.live = True
+        self.first_ns = 0
         self.skipped: list[Skipped] = []
         device, query = split(uri)
         values = parse(uri, query, PARAMETERS)
@@ -58,7 +59,7 @@ class V4L2Source:
             raise SourceError(f"{device} gives no picture; is it the camera's capture device? see ls /dev/video*")
         self.fps: float | None = self._camera.get(cv2.CAP_PROP_FPS) or None
 
-    def frames(self) -> Iterator[Frame]:
+    def frames(self, start_s: float = 0.0) -> Iterator[Frame]:
         """Yield frames until `close`; the index counts failed reads too."""
         wall_ns, start_ns = time.time_ns(), time.monotonic_ns()
         index = failures = 0

@@ -8,28 +8,41 @@ import threading
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
+from typing import NamedTuple
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from models.errors import SourceError
 from onboard.frame import Frame, Pose, Skipped
+from onboard.sources import media
 
 SUFFIXES = frozenset(
     {".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"}
     | {".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".vob", ".webm", ".wmv"}
 )
+REORDER_S = 1.0
+"""A key frame is shown by so much later than it is decoded, at most."""
 END_TOLERANCE_S = 0.5
 """A file that ends earlier than its header says, by more than this, is taken for cut off."""
+
+
+class _Key(NamedTuple):
+    """A key frame: its number, where to seek for it and when it is shown, in the stream's own units."""
+
+    number: int
+    seek: int
+    pts: int
 
 
 class VideoSource:
     """The first video stream of a file; a frame's name is its number, its time counts from the recording's start.
 
-    `utc_ns` is when the recording began, by the container, None where it does not say.
-    `length` is the container's own count and may be None. A frame that cannot be decoded takes a number too, as far
-    as the decoder tells.
+    `first_ns` is the first frame's time; `utc_ns` when the recording began, by the container, None where it does not
+    say. `length` is the container's own count and may be None. A frame that cannot be decoded takes a number too, as
+    far as the decoder tells.
 
     Raises
     ------
@@ -43,7 +56,7 @@ class VideoSource:
         self.skipped: list[Skipped] = []
         self._closed = threading.Event()
         try:
-            with av.open(self.uri) as container:
+            with media.opened(self.uri) as container:
                 if not container.streams.video:
                     raise SourceError(f"{path}: there is no video in this file, only {_kinds(container)}")
                 stream = container.streams.video[0]
@@ -54,14 +67,17 @@ class VideoSource:
                 self.utc_ns: int | None = _created_ns(container)
         except av.FFmpegError as error:
             raise SourceError(f"{path}: cannot be read as a video: {_words(error)}; does it play elsewhere?") from error
-        if next(self.frames(), None) is None:
+        first = next(self.frames(), None)
+        if first is None:
             raise SourceError(f"{path}: not one frame of this video can be decoded; does it play elsewhere?")
+        self.first_ns = first.t_ns
         self.skipped.clear()
 
-    def frames(self) -> Iterator[Frame]:
-        """Yield the frames from the start of the file until its end or `close`."""
-        index, t_ns = 0, 0
-        for image, time_s, reason in self._decoded():
+    def frames(self, start_s: float = 0.0) -> Iterator[Frame]:
+        """Yield the frames until the file's end or `close`, from the key frame on that is before `start_s`."""
+        key = self._key_before(self.first_ns * 1e-9 + start_s - REORDER_S) if start_s > REORDER_S else None
+        index, t_ns = key.number if key else 0, 0
+        for image, time_s, reason in self._decoded(key):
             if self._closed.is_set():
                 return
             if image is None:
@@ -80,15 +96,55 @@ class VideoSource:
         """End iterating at the next frame; the file is closed with it."""
         self._closed.set()
 
-    def _decoded(self) -> Iterator[tuple[NDArray[np.uint8] | None, float | None, str]]:
-        """Yield (image, seconds, "") or (None, None, reason)."""
+    def _key_before(self, time_s: float) -> _Key | None:
+        """The last key frame that is decoded by a time and can be found again; None where that is the first, or none.
+
+        Nothing is decoded: frames are counted by the container's index, or by its packets where it has none.
+        """
+        try:
+            with media.opened(self.uri) as container:
+                stream = container.streams.video[0]
+                decoded, shown = dict[int, int](), dict[int, int]()  # number of each key frame, by both of its times
+                for number, (dts, pts, is_key) in enumerate(_packets(container, stream)):
+                    if stream.time_base is None or dts * stream.time_base > time_s:
+                        break
+                    if is_key:
+                        decoded[dts] = number
+                        shown |= {pts: number} if pts is not None else {}
+                if len(decoded) < 2:
+                    return None
+                place = int(time_s / stream.time_base) if stream.time_base else 0
+                container.seek(place, stream=stream)
+                packets = media.packets(container, stream)
+                first = next(packets)
+                if first.pts is None or not first.is_keyframe:
+                    return None
+                # behind a seek some containers do not know when a frame is decoded
+                number = decoded.get(first.dts, -1) if first.dts is not None else shown.get(first.pts, -1)
+                if number < 0:
+                    return None
+                # of an open group, frames that are shown before the key frame come behind it
+                ahead = 0
+                for packet in packets:
+                    if packet.is_keyframe or packet.pts is None:
+                        break
+                    ahead += packet.pts < first.pts
+                return _Key(number + ahead, place, first.pts)
+        except (av.FFmpegError, StopIteration):
+            return None
+
+    def _decoded(self, key: _Key | None) -> Iterator[tuple[NDArray[np.uint8] | None, float | None, str]]:
+        """Yield (image, seconds, "") or (None, None, reason), from a key frame on if one is given."""
         # Time stamp of the damage: decoders fill in what is missing, so nothing from there on can be trusted until a
         # key frame, while frames from before may still be in the decoder.
         damage: int | None = None
         lost: list[str] = []  # packets without a frame, to be told in the order of time
+        converter = VideoReformatter()
         try:
-            with av.open(self.uri) as container:
-                for packet in container.demux(container.streams.video[0]):
+            with media.opened(self.uri) as container:
+                if key:
+                    container.seek(key.seek, stream=container.streams.video[0])
+                for packet in media.packets(container, container.streams.video[0]):
                     if packet.is_corrupt and damage is None:
                         damage = _stamp(packet)
                     try:
@@ -99,6 +155,8 @@ class VideoSource:
                         continue
                     for frame in frames:
                         stamp = frame.pts or 0
+                        if key and stamp < key.pts:
+                            continue
                         if damage is not None and stamp >= damage:
                             yield from ((None, None, reason) for reason in lost)
                             lost.clear()
@@ -110,18 +168,31 @@ class VideoSource:
                         elif damage is not None and stamp >= damage:
                             yield None, None, "damaged: it builds on a frame that is damaged"
                         else:
-                            yield _image(frame), frame.time, ""
+                            yield _image(frame, converter), frame.time, ""
         except av.FFmpegError as error:
             lost.append(f"the file cannot be read any further: {_words(error)}")
         yield from ((None, None, reason) for reason in lost)
 
 
-def _stamp(packet: "av.Packet[av.VideoStream]") -> int:
-    return next((stamp for stamp in (packet.pts, packet.dts) if stamp is not None), 0)
+def _packets(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[tuple[int, int | None, bool]]:
+    """When each frame is decoded and shown (None: not told), and whether it is a key frame, as they lie in the file."""
+    entries = stream.index_entries
+    if stream.frames and len(entries) == stream.frames:
+        yield from ((entry.timestamp, None, entry.is_keyframe) for entry in entries if not entry.is_discard)
+        return
+    for packet in media.packets(container, stream):
+        if packet.size and not packet.is_discard:
+            yield _stamp(packet, packet.dts), packet.pts, packet.is_keyframe
 
 
-def _image(frame: av.VideoFrame) -> NDArray[np.uint8]:
-    image = frame.to_ndarray(format="bgr24")
+def _stamp(packet: "av.Packet[av.VideoStream]", best: int | None = None) -> int:
+    """The best of its times that it has."""
+    return next((stamp for stamp in (best, packet.pts, packet.dts) if stamp is not None), 0)
+
+
+def _image(frame: av.VideoFrame, converter: VideoReformatter) -> NDArray[np.uint8]:
+    # By itself PyAV makes a converter for each frame, and each of them a team of threads.
+    image = converter.reformat(frame, format="bgr24", threads=1).to_ndarray()
     quarters = round(frame.rotation / 90) % 4  # the display matrix turns counter-clockwise, as np.rot90 does
     return np.asarray(np.ascontiguousarray(np.rot90(image, quarters)) if quarters else image, np.uint8)
 

@@ -34,6 +34,7 @@ class Window:
             raise SourceError(f"{source.uri}: nothing of a flight lies from {start_s:g} s to {end}, {loops} times")
         self.uri = source.uri
         self.fps = source.fps
+        self.first_ns = source.first_ns + round(start_s * 1e9)
         self.live = False
         self.skipped: list[Skipped] = source.skipped
         whole = start_s == 0 and end_s is None
@@ -45,7 +46,7 @@ class Window:
         self._span = 0  # numbers that a lap takes; 0 while the first one flies
         self._closed = False
 
-    def frames(self) -> Iterator[Frame]:
+    def frames(self, start_s: float = 0.0) -> Iterator[Frame]:
         """Yield the window's frames, lap after lap; what is skipped is told for the first lap alone."""
         self._span = shift_ns = gap_ns = last_ns = 0
         for lap in range(self._loops):
@@ -69,10 +70,9 @@ class Window:
 
     def _window(self) -> Iterator[Frame]:
         """The frames of one lap as the source gives them."""
-        kept, zero_ns, since_ns, empty = len(self.skipped), None, 0, True
-        for frame in self._source.frames():
-            zero_ns = frame.t_ns if zero_ns is None else zero_ns
-            since_ns = frame.t_ns - zero_ns
+        kept, since_ns, empty = len(self.skipped), None, True
+        for frame in self._source.frames(self._start_ns * 1e-9):
+            since_ns = frame.t_ns - self._source.first_ns
             if empty and self._start_ns:
                 del self.skipped[kept:]  # what was damaged before the window does not matter
             if since_ns < self._start_ns:
@@ -81,10 +81,16 @@ class Window:
                 break
             empty = False
             yield frame
-        if empty and zero_ns is not None:
+        if empty and (since_ns is not None or self._start_ns):
             end = "" if self._end_ns is None else f" and before {self._end_ns / 1e9:g} s"
-            begin, length = f"{self._start_ns / 1e9:g}", f"{since_ns / 1e9:.1f}"
-            raise SourceError(f"{self.uri}: no frame lies from {begin} s on{end}; the flight has {length} s")
+            begin, length = f"{self._start_ns / 1e9:g}", self._length_s(since_ns)
+            raise SourceError(f"{self.uri}: no frame lies from {begin} s on{end}{length}")
+
+    def _length_s(self, since_ns: int | None) -> str:
+        """How long the flight is, in words: by its last frame, or where none came, by their number and rate."""
+        if since_ns is None and self._source.length and self._source.fps:
+            since_ns = round((self._source.length - 1) / self._source.fps * 1e9)
+        return "" if since_ns is None else f"; the flight has {since_ns / 1e9:.1f} s"
 
     def close(self) -> None:
         """End iterating at the next frame, and close the source."""

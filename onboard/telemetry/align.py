@@ -28,12 +28,18 @@ class Alignment(msgspec.Struct, frozen=True, kw_only=True):
     residual_ms: what is left between both clocks, by the evidence itself: the median distance of pictures from their
     triggers, of a log's own stamps from the clock of the video around it, or the resolution of the coarser clock. A
     constant error that none of them sees is not in it. None: no evidence. matched: pictures that have a trigger.
+    unseen: in words, what error the residual cannot show; "" where there is none.
     """
 
     method: str
     offset_ns: int
     residual_ms: float | None
     matched: int = 0
+    unseen: str = ""
+
+
+UNSEEN_UTC = "a constant error of either clock; where a turn or a landmark shows one, give offset=SECONDS"
+UNSEEN_NONE = "all of it: nothing says when the log began; where a landmark shows it, give offset=SECONDS"
 
 
 def align(
@@ -71,11 +77,16 @@ def align(
         clock = frames if utc_ns == 0 else np.array([utc_ns], np.int64)
         resolution = _resolution_ms(clock)
         return Alignment(
-            method="UTC on both sides", offset_ns=known, residual_ms=max(resolution, telemetry.residual_ms or 0.0)
+            method="UTC on both sides",
+            offset_ns=known,
+            residual_ms=max(resolution, telemetry.residual_ms or 0.0),
+            unseen=UNSEEN_UTC,
         )
     begins = [int(series.t_ns[0]) for series in telemetry.series.values()]
     offset = int(frames[0]) - min(begins) if len(frames) and begins else 0
-    return Alignment(method="none: both are taken to begin together", offset_ns=offset, residual_ms=None)
+    return Alignment(
+        method="none: both are taken to begin together", offset_ns=offset, residual_ms=None, unseen=UNSEEN_NONE
+    )
 
 
 def _by_triggers(frames: Times, triggers: Times, known: int | None) -> int | None:

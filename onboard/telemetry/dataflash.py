@@ -5,6 +5,7 @@ damaged, reading goes on at the next head that a known record follows.
 """
 
 import mmap
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -78,6 +79,7 @@ MODES = {
             "FLOWHOLD",
             "FOLLOW",
         ),
+        *("ZIGZAG", "SYSTEMID", "AUTOROTATE", "AUTO_RTL", "TURTLE"),
     ),
     "plane": (
         *("MANUAL", "CIRCLE", "STABILIZE", "TRAINING", "ACRO", "FBWA", "FBWB", "CRUISE", "AUTOTUNE", "", "AUTO", "RTL"),
@@ -93,9 +95,14 @@ MODES = {
             "QLAND",
             "QRTL",
         ),
+        *("QAUTOTUNE", "QACRO", "THERMAL", "LOITER_ALT_QLAND", "AUTOLAND"),
     ),
 }
 """Names of flight modes by number, "" where there is none."""
+VEHICLES = ("plane", "copter", "rover", "sub", "blimp", "tracker")
+"""As the texts of a log name them; of those without names above, modes keep their numbers."""
+INSTANCES = ("I", "Inst", "Instance")
+"""Fields that number the sensors of a kind."""
 
 
 class _Layout:
@@ -109,6 +116,13 @@ class _Layout:
         if self.dtype.itemsize + 3 != length:
             raise ValueError("the fields do not fill the record")
 
+    def __eq__(self, other: object) -> bool:
+        """Whether records of both are read alike."""
+        return isinstance(other, _Layout) and vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.length))
+
 
 def read_dataflash(path: Path) -> Telemetry:
     """The telemetry of a .BIN. t_ns counts from the start of the flight controller.
@@ -121,7 +135,7 @@ def read_dataflash(path: Path) -> Telemetry:
     except (OSError, ValueError) as error:
         reason = "it is empty" if isinstance(error, ValueError) else error.strerror or error
         raise SourceError(f"{path}: cannot be read: {reason}") from error
-    reader = _Reader(tables, "plane" if any("plane" in text.lower() for text in texts) else "copter")
+    reader = _Reader(tables, _vehicle(texts))
     table, alternatives = reader.table()
     captures = reader.captures()
     if not table and captures is None:
@@ -135,6 +149,12 @@ def read_dataflash(path: Path) -> Telemetry:
         captures=captures,
         problems=tuple(problems),
     )
+
+
+def _vehicle(texts: list[str]) -> str:
+    """The kind of vehicle, by the first text that names one, as in "ArduPlane V4.5.7"."""
+    named = (kind for text in texts for kind in VEHICLES if re.search(rf"(Ardu|APM:? ?){kind}", text, re.IGNORECASE))
+    return next(named, "copter")
 
 
 def _scan(data: mmap.mmap) -> tuple[dict[str, "_Table"], list[str], list[str]]:
@@ -168,7 +188,7 @@ def _scan(data: mmap.mmap) -> tuple[dict[str, "_Table"], list[str], list[str]]:
             if latest.setdefault(layout.name, layout) is layout:
                 raw.setdefault(layout.name, bytearray()).extend(body)
         elif layout and layout.name == "MSG" and len(texts) < 64:
-            texts.append(body[8:].split(b"\0")[0].decode("ascii", "replace"))
+            texts.append(_text(layout, body))
         at = end
     if lost_from >= 0 or 0 <= at < size:
         begin = lost_from if lost_from >= 0 else at
@@ -178,6 +198,13 @@ def _scan(data: mmap.mmap) -> tuple[dict[str, "_Table"], list[str], list[str]]:
         problems[MAX_PROBLEMS - 1 :] = [f"damaged: {len(problems) - MAX_PROBLEMS + 1} more places"]
     tables = {n: _Table(np.frombuffer(bytes(rows), latest[n].dtype), latest[n].scales) for n, rows in raw.items()}
     return tables, texts, problems
+
+
+def _text(layout: "_Layout", body: bytes) -> str:
+    """What a MSG record says; the oldest have no time before it."""
+    if "Message" not in layout.scales:
+        return ""
+    return bytes(np.frombuffer(body, layout.dtype)["Message"][0]).split(b"\0")[0].decode("ascii", "replace")
 
 
 def _learn(body: bytes, layouts: dict[int, _Layout]) -> None:
@@ -191,7 +218,9 @@ def _learn(body: bytes, layouts: dict[int, _Layout]) -> None:
         try:
             if any(letter not in TYPES for letter in letters) or len(set(names)) < len(names):
                 raise ValueError
-            layouts[number] = _Layout(name, length, letters, names)
+            layout = _Layout(name, length, letters, names)
+            if layouts.get(number) != layout:  # a log that was begun anew tells the same again
+                layouts[number] = layout
         except ValueError:
             if length > 3:
                 layouts[number] = _Opaque(name, length)
@@ -293,8 +322,9 @@ class _Reader:
     def _first(self, name: str) -> _Table | None:
         """The records of the first of several instances (the field I), which is the primary one."""
         table = self._tables.get(name)
-        if table is not None and table.has("I") and len(table.rows):
-            return table._replace(rows=table.rows[table.rows["I"] == table.rows["I"].min()])
+        label = next((label for label in INSTANCES if table is not None and table.has(label)), None)
+        if table is not None and label and len(table.rows):
+            return table._replace(rows=table.rows[table.rows[label] == table.rows[label].min()])
         return table
 
     def _times(self, name: str, table: _Table) -> NDArray[np.int64]:
@@ -335,7 +365,7 @@ class _Reader:
         table = self._first("MODE")
         if table is None or not len(table.rows):
             return {}
-        names = MODES[self._vehicle]
+        names = MODES.get(self._vehicle, ())
         numbers = [int(number) for number in table.rows["ModeNum" if table.has("ModeNum") else "Mode"]]
         texts = [names[n] if n < len(names) and names[n] else f"MODE_{n}" for n in numbers]
         column = series("MODE.Mode", self._times("MODE", table), texts)

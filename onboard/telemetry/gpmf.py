@@ -6,6 +6,7 @@ their own in the video: those of a payload are spread over its duration. Where a
 own, that clock is laid over the spread once for the whole track, which is steadier; what is left over is the residual.
 """
 
+import re
 import struct
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
@@ -17,16 +18,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.errors import SourceError
+from onboard.sources import media
 from onboard.telemetry.table import Series, Telemetry, series
 
 MAX_DEPTH = 8
+MAX_FIELDS = 1024
 MAX_PROBLEMS = 20
-SIZES = {"b": 1, "B": 1, "s": 2, "S": 2, "l": 4, "L": 4, "f": 4, "q": 4, "d": 8, "j": 8, "J": 8, "Q": 8, "F": 4}
 FORMATS = {
     **{"b": "i1", "B": "u1", "s": ">i2", "S": ">u2", "l": ">i4", "L": ">u4"},
-    **{"f": ">f4", "q": ">i4", "d": ">f8", "j": ">i8", "J": ">u8"},
+    **{"f": ">f4", "q": ">i4", "d": ">f8", "j": ">i8", "J": ">u8", "Q": ">i8"},
 }
-"""GPMF's types and NumPy's; `q` is fixed point of 16 bits behind the point."""
+"""GPMF's types of numbers and NumPy's; `q` and `Q` are fixed point of 16 and 32 bits behind the point."""
+SIZES = {kind: np.dtype(form).itemsize for kind, form in FORMATS.items()} | {"c": 1, "F": 4, "G": 16, "U": 16}
+"""Bytes of all types: letters, keys, GUIDs and dates are no numbers."""
+FIXED_POINT = {"q": 2.0**16, "Q": 2.0**32}
+FIELD = re.compile(r"(.)(?:\[(\d{1,3})\])?", re.DOTALL)
+"""A letter of TYPE, and how often it stands there: f[8]."""
 INDEX = "a file that the camera could not close lacks its index, which a repair tool can make again"
 FIX_2D, FIX_3D = 2, 3
 SECONDS_TO_2000 = int(datetime(2000, 1, 1, tzinfo=UTC).timestamp())
@@ -80,7 +87,8 @@ def read_gpmf(path: Path) -> Telemetry:
             problems.append(f"damaged: telemetry at {payload.begin_s:.1f} s: {error}; the rest of this packet is lost")
     columns = _Reader(payloads, streams)
     table = columns.table()
-    if not table:
+    problems += columns.without_fix
+    if not table and not columns.without_fix:
         raise SourceError(f"{path}: its telemetry track holds nothing that is known; is it a GoPro's or a Karma's?")
     return Telemetry(
         uri=str(path),
@@ -93,26 +101,18 @@ def read_gpmf(path: Path) -> Telemetry:
     )
 
 
-def has_gpmf(path: Path) -> bool:
-    """Whether a video has a telemetry track of this kind; False where it cannot be opened."""
-    try:
-        return bool(_payloads(path)[0])
-    except SourceError:
-        return False
-
-
 def _payloads(path: Path) -> tuple[list[Payload], list[str]]:
     """All payloads of the first track whose packets begin with DEVC."""
     problems: list[str] = []
     try:
-        with av.open(str(path)) as container:
+        with media.opened(path) as container:
             if not container.streams:
                 raise SourceError(f"{path}: {INDEX}")
-            for number in (stream.index for stream in container.streams if stream.type == "data"):
+            for stream in [stream for stream in container.streams if stream.type == "data"]:
                 out: list[Payload] = []
                 container.seek(0)
                 try:
-                    for packet in container.demux(container.streams[number]):
+                    for packet in media.packets(container, stream):
                         data = bytes(packet)
                         if data and not out and not data.startswith(b"DEVC"):
                             break
@@ -122,13 +122,13 @@ def _payloads(path: Path) -> tuple[list[Payload], list[str]]:
                 except av.FFmpegError as error:
                     problems.append(f"truncated: the telemetry ends early: {(error.strerror or '').lower()}")
                 if out:
-                    promised = container.streams[number].frames
+                    promised = stream.frames
                     if promised and len(out) < promised:
                         problems.append(f"truncated: {len(out)} of {promised} packets of telemetry are there")
                     return out, problems
     except av.FFmpegError as error:
         raise SourceError(f"{path}: cannot be read as a video: {(error.strerror or '').lower()}; {INDEX}") from error
-    raise SourceError(f"{path}: there is no GoPro telemetry in this video; give its log with ?log=FILE")
+    raise SourceError(f"{path}: there is no telemetry of a GoPro or a DJI in this video; give its log with ?log=FILE")
 
 
 # --- key, length, value -----------------------------------------------------------------------------------------------
@@ -168,28 +168,34 @@ def _streams(number: int, data: bytes, depth: int = 0) -> Iterator[Stream]:
 
 def _samples(record: Record, about: Mapping[str, Record]) -> Columns:
     """The samples of a record as float64 (N, fields), scaled; none where its type is not of numbers."""
-    types = record.type
-    if types == "?":
-        types = about["TYPE"].data.split(b"\0")[0].decode("latin-1") if "TYPE" in about else ""
-    elif types in SIZES and record.size % SIZES[types] == 0:
-        types *= record.size // SIZES[types]
-    if not types or any(t not in FORMATS for t in types) or sum(SIZES[t] for t in types) > record.size:
+    types = _types(record, about)
+    sizes = [SIZES.get(t, 0) for t in types]
+    if not types or not all(sizes) or sum(sizes) > record.size or (record.type != "?" and types[0] not in FORMATS):
         return np.zeros((0, 0))
-    names = [f"f{i}" for i in range(len(types))]
-    offsets = [sum(SIZES[t] for t in types[:i]) for i in range(len(types))]
-    sample = np.dtype(
-        {"names": names, "formats": [FORMATS[t] for t in types], "offsets": offsets, "itemsize": record.size}
-    )
-    table = np.frombuffer(record.data[: len(record.data) // record.size * record.size], sample)
-    out = np.stack([table[name].astype(np.float64) for name in names], 1)
+    table = np.frombuffer(record.data[: len(record.data) // record.size * record.size], np.uint8)
+    table = table.reshape(-1, record.size)
+    out = np.full((len(table), len(types)), np.nan)
     for i, kind in enumerate(types):
-        if kind == "q":
-            out[:, i] /= 1 << 16
+        if kind in FORMATS:
+            at = sum(sizes[:i])
+            column = np.ascontiguousarray(table[:, at : at + sizes[i]]).view(FORMATS[kind])[:, 0]
+            with np.errstate(invalid="ignore"):  # turned bits make numbers that are none
+                out[:, i] = column.astype(np.float64) / FIXED_POINT.get(kind, 1.0)
     scale = _samples(about["SCAL"], {}) if "SCAL" in about and record.key != "SCAL" else np.ones((1, 1))
     divisors = scale.reshape(-1)
     if len(divisors) in (1, out.shape[1]) and np.all(divisors):
         out = out / divisors
     return out
+
+
+def _types(record: Record, about: Mapping[str, Record]) -> str:
+    """The type of each field of a sample, a letter each; "" where that is not said."""
+    if record.type != "?":
+        size = SIZES.get(record.type, 0)
+        return record.type * (record.size // size) if size and record.size % size == 0 else ""
+    text = about["TYPE"].data.split(b"\0")[0].decode("latin-1") if "TYPE" in about else ""
+    types = "".join(letter * int(count or 1) for letter, count in FIELD.findall(text))
+    return types if len(types) <= MAX_FIELDS else ""
 
 
 # --- what the streams mean --------------------------------------------------------------------------------------------
@@ -202,6 +208,7 @@ class _Reader:
         self.payloads, self.streams = payloads, streams
         self.alternatives: dict[str, dict[str, Series]] = {}
         self.residual_ms: float | None = None
+        self.without_fix: list[str] = []
 
     def table(self) -> dict[str, Series]:
         """Quantity -> series. The estimate of a Karma goes before raw GPS, GPS9 before GPS5."""
@@ -218,6 +225,7 @@ class _Reader:
             self._columns("ATTD", {"roll_deg": 1, "pitch_deg": 2, "yaw_deg": 3}, stamp=0, factor=180 / np.pi),
             self._columns("VFRH", {"speed_ms": 1}),
             self._columns("KBAT", {"battery_v": 4, "battery_share": 14}),
+            self._upright(),
         ):
             out |= {name: column for name, column in columns.items() if name not in out}
         if yaw := out.get("yaw_deg"):
@@ -257,6 +265,8 @@ class _Reader:
             good &= samples[:, fix] >= FIX_3D
         elif any("GPSF" in s.about for s in own):
             good &= np.concatenate([np.full(len(s.samples), _fix(s) >= FIX_2D) for s in own])
+        if not good.all():
+            self.without_fix.append(f"{key}: {np.sum(~good)} of {len(good)} positions without a fix are left out")
         if "lat_deg" in fields:
             lat, lon = samples[:, fields["lat_deg"]], samples[:, fields["lon_deg"]]
             good &= (np.abs(lat) <= 90) & (np.abs(lon) <= 180) & ((lat != 0) | (lon != 0))
@@ -270,6 +280,20 @@ class _Reader:
         t_ns = np.round(times[good] * 1e9).astype(np.int64)
         columns = {name: series(f"{key}.{name}", t_ns, samples[good, i] * factor) for name, i in fields.items()}
         return {name: column for name, column in columns.items() if column is not None}
+
+    def _upright(self) -> dict[str, Series]:
+        """Pitch and roll of the camera's body by its direction of gravity (HERO9 and later), whose axes are the
+        camera's left, down and ahead; earlier ones write zeros. Where north is, no GoPro knows."""
+        axes = self._columns("GRAV", {"left": 0, "down": 1, "ahead": 2})
+        if len(axes) < 3 or len({len(column.t_ns) for column in axes.values()}) > 1:
+            return {}
+        left, down, ahead = (axes[name].values for name in ("left", "down", "ahead"))
+        length = np.sqrt(left**2 + down**2 + ahead**2)
+        good, t_ns = np.abs(length - 1) < 0.1, axes["down"].t_ns
+        pitch = -np.degrees(np.arcsin(np.clip(ahead / np.where(good, length, 1), -1, 1)))
+        turns = {"camera_pitch_deg": pitch, "camera_roll_deg": np.degrees(np.arctan2(-left, down))}
+        made = {name: series(f"GRAV.{name}", t_ns[good], values[good]) for name, values in turns.items()}
+        return {name: column for name, column in made.items() if column is not None}
 
     def _spread(self, stream: Stream) -> Columns:
         """Seconds in the video of a stream's samples, evenly over their payload."""

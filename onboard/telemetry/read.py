@@ -46,17 +46,30 @@ def read(path: Path) -> Telemetry:
 
         return read_srt(path)
     if suffix in VIDEO_SUFFIXES:
-        from onboard.telemetry.gpmf import read_gpmf
-
-        return read_gpmf(path)
+        return _in_video(path)
     if suffix == ".tlog" or (len(head) > STAMP_BYTES and head[STAMP_BYTES] in MAVLINK):
         from onboard.telemetry.tlog import read_tlog
 
         return read_tlog(path)
     raise SourceError(
         f"{path}: neither its name nor its first bytes say which log it is; there are ArduPilot's .bin, PX4's .ulg, "
-        "MAVLink's .tlog, DJI's .srt, GoPro's video and photos"
+        "MAVLink's .tlog, DJI's .srt, videos of GoPro or with DJI's subtitles, and photos"
     )
+
+
+def _in_video(path: Path) -> Telemetry:
+    """GoPro's track, or DJI's subtitles. Raises SourceError for the first where there is neither."""
+    from onboard.telemetry.gpmf import read_gpmf
+    from onboard.telemetry.srt import read_subtitles
+
+    try:
+        return read_gpmf(path)
+    except SourceError:
+        try:
+            return read_subtitles(path)
+        except SourceError:
+            pass
+        raise
 
 
 def beside(path: Path) -> Path | None:

@@ -2,7 +2,7 @@
 
 A log is a row of eight bytes of time (microseconds of the station's clock, big-endian) and one message each. Messages
 that carry the vehicle's own time since boot are placed by it, which the radio does not delay: the station's clock says
-once, by the median, where that time begins.
+once for each boot, by the median, where that time begins.
 """
 
 import math
@@ -26,10 +26,20 @@ LATEST_US = 4_102_444_800_000_000
 FIX_3D = 3
 MAX_PROBLEMS = 20
 AUTOPILOT_COMPONENT = 1
+NO_AUTOPILOT = 8
+REBOOT_MS = 5000
+"""A vehicle's time that falls by more than this began anew; by less, messages came out of order."""
+
+NO_VEHICLES = (6, 18, 26, 27, 30)
+"""MAV_TYPE of stations, onboard computers, gimbals, ADS-B receivers and cameras."""
+
+YAW_LOCKED, YAW_FROM_NOSE, YAW_FROM_NORTH = 16, 32, 64
+"""GIMBAL_DEVICE_FLAGS: what the yaw of a gimbal counts from; where neither is told, from north if it is locked."""
 
 Check = Callable[[bytes, int, int], bool | None]
 """Whether a packet's checksum is right, from the packet, its kind and its payload's end; None for an unknown kind."""
-Rows = dict[str, tuple[list[int], list[Any]]]
+Rows = dict[str, tuple[list[tuple[int, int]], list[Any]]]
+"""Name -> times and values. A time is the number of a boot and what passed since it, or -1 and the station's time."""
 
 
 def read_tlog(path: Path) -> Telemetry:
@@ -132,6 +142,10 @@ def _message(data: mmap.mmap, at: int, size: int, is_whole: Check) -> tuple[byte
     return (packet, True) if whole else None
 
 
+def _unit(x: float) -> float:
+    return max(-1.0, min(1.0, x))
+
+
 class _Rows:
     """What the messages of one vehicle say, by field."""
 
@@ -139,29 +153,31 @@ class _Rows:
         self.count = 0
         self._vehicle: int | None = None
         self._rows: Rows = {}
-        self._boot: list[tuple[int, int]] = []  # station's stamp and vehicle's time since boot, nanoseconds
-        self._modes: Callable[[Any], str] | None = None
+        self._boots: list[list[tuple[int, int]]] = [[]]  # station's stamp and vehicle's time since boot, nanoseconds
+        self._latest_ms = 0
 
     def add(self, stamp_us: int, message: Any) -> None:
         """Take a decoded message."""
         kind = message.get_type()
-        if (
-            kind == "HEARTBEAT" and message.type not in (6, 18, 26, 27) and self._vehicle is None
-        ):  # no station, no gimbal
-            self._vehicle = message.get_srcSystem()
+        if kind == "HEARTBEAT" and message.autopilot != NO_AUTOPILOT and message.type not in NO_VEHICLES:
+            self._vehicle = self._vehicle or message.get_srcSystem()
         self.count += 1
         if self._vehicle is not None and message.get_srcSystem() != self._vehicle:
             return
         t_ns = stamp_us * 1000
-        boot_ms = getattr(message, "time_boot_ms", None)
+        # a camera or a computer beside it counts from a start of its own
+        boot_ms = getattr(message, "time_boot_ms", 0) if message.get_srcComponent() == AUTOPILOT_COMPONENT else 0
         if boot_ms:
-            self._boot.append((t_ns, boot_ms * 10**6))
+            if boot_ms < self._latest_ms - REBOOT_MS:
+                self._boots.append([])
+                self._latest_ms = 0
+            self._latest_ms = max(self._latest_ms, boot_ms)
+            self._boots[-1].append((t_ns, boot_ms * 10**6))
         handler = getattr(self, f"_{kind.lower()}", None)
         if handler is not None:
             for name, value in handler(message):
                 times, values = self._rows.setdefault(name, ([], []))
-                # the vehicle's own time is marked by its sign until it is known where it begins
-                times.append(-boot_ms * 10**6 if boot_ms else t_ns)
+                times.append((len(self._boots) - 1, boot_ms * 10**6) if boot_ms else (-1, t_ns))
                 values.append(value)
 
     # --- one method for each kind of message: (source.quantity, value) ------------------------------------------------
@@ -197,7 +213,7 @@ class _Rows:
             yield "SYS_STATUS.battery_share", m.battery_remaining / 100
 
     def _heartbeat(self, m: Any) -> Iterator[tuple[str, str]]:
-        if m.get_srcComponent() == AUTOPILOT_COMPONENT and m.autopilot != 8:  # 8: no autopilot
+        if m.get_srcComponent() == AUTOPILOT_COMPONENT and m.autopilot != NO_AUTOPILOT:
             from pymavlink import mavutil
 
             yield "HEARTBEAT.mode", str(mavutil.mode_string_v10(m))
@@ -208,6 +224,17 @@ class _Rows:
         absolute = getattr(m, "yaw_absolute", 0.0)
         if absolute:
             yield "MOUNT_ORIENTATION.camera_yaw_deg", absolute % 360.0
+
+    def _gimbal_device_attitude_status(self, m: Any) -> Iterator[tuple[str, float]]:
+        w, x, y, z = m.q
+        if not 0.9 < w * w + x * x + y * y + z * z < 1.1:
+            return
+        roll, pitch = math.atan2(2 * (w * x + y * z), 1 - 2 * (x * x + y * y)), math.asin(_unit(2 * (w * y - z * x)))
+        yield "GIMBAL_DEVICE_ATTITUDE_STATUS.camera_roll_deg", math.degrees(roll)
+        yield "GIMBAL_DEVICE_ATTITUDE_STATUS.camera_pitch_deg", math.degrees(pitch)
+        if m.flags & YAW_FROM_NORTH or (m.flags & YAW_LOCKED and not m.flags & YAW_FROM_NOSE):
+            yaw = math.atan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z))
+            yield "GIMBAL_DEVICE_ATTITUDE_STATUS.camera_yaw_deg", math.degrees(yaw) % 360.0
 
     def _camera_feedback(self, m: Any) -> Iterator[tuple[str, float]]:
         yield "CAMERA_FEEDBACK", m.img_idx
@@ -222,14 +249,15 @@ class _Rows:
 
     def columns(self) -> tuple[dict[str, Series], dict[str, dict[str, Series]], Captures | None, float | None]:
         """Series, alternatives, captures, and how far stamps lie from the vehicle's own time."""
-        begins, residual_ms = 0, None
-        if self._boot:
-            apart = np.array([stamp - boot for stamp, boot in self._boot], np.int64)
-            begins = int(np.median(apart))
-            residual_ms = float(np.median(np.abs(apart - begins))) * 1e-6
+        apart = [np.array([stamp - own for stamp, own in boot], np.int64) for boot in self._boots]
+        begins = {number: int(np.median(stamps)) for number, stamps in enumerate(apart) if len(stamps)} | {-1: 0}
+        off = np.concatenate(
+            [np.abs(stamps - begins[n]) for n, stamps in enumerate(apart) if n in begins] or [np.zeros(0)]
+        )
+        residual_ms = float(np.median(off)) * 1e-6 if len(off) else None
         own: dict[str, Series] = {}
         for name, (times, values) in self._rows.items():
-            column = series(name, [begins - t if t < 0 else t for t in times], values)
+            column = series(name, [begins[boot] + since for boot, since in times], values)
             if column is not None:
                 own[name] = column
         table: dict[str, Series] = {}

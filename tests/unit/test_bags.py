@@ -112,6 +112,8 @@ def ros_messages(store, ros1):
                 linear_acceleration_covariance=np.zeros(9),
             )
             yield "/imu", kind, t_ns, made
+            for topic, value in (("/mavros/global_position/rel_alt", 50.0 + i), ("/other", 7.0)):
+                yield topic, "std_msgs/msg/Float64", t_ns, types["std_msgs/msg/Float64"](data=value)
 
 
 def write_ros1(path, compression=None):
@@ -210,6 +212,7 @@ def test_pictures_times_and_positions(bags, kind):
     if source.topic == "/camera":
         assert telemetry.series["yaw_deg"].values == pytest.approx(np.full(FRAMES // 2, 30.0))
         assert telemetry.series["pitch_deg"].values == pytest.approx(np.zeros(FRAMES // 2))
+        assert telemetry.series["agl_m"].values == pytest.approx(50 + np.arange(FRAMES // 2))
     assert len(read_bag(path).series["alt_m"].values) == FRAMES // 2 - 1
 
 

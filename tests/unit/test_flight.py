@@ -211,9 +211,9 @@ class Script:
 
     def __init__(self, script, live=True):
         self.script, self.live, self.closed = script, live, False
-        self.skipped = []
+        self.first_ns, self.skipped = 0, []
 
-    def frames(self):
+    def frames(self, start_s=0.0):
         for item in self.script:
             if isinstance(item, Exception):
                 raise item

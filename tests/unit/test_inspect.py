@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
+from rosbags.rosbag1 import Reader as Bag1Reader
 
 from models.errors import HadanetError, SourceError
 from onboard import inspect
 from onboard.cli import main
 from onboard.sim import SimSource
 from onboard.telemetry.table import Captures, Series, Telemetry
+from tests.unit.test_bags import write_ros1
 
 SIM = "sim://?seed=3&frames=20&fps=2&width=64&height=64"
 
@@ -123,7 +125,7 @@ def test_alignment_jumps_and_triggers_are_told():
         streams=[],
         frames=None,
         telemetry=inspect.summarise(log),
-        alignment=inspect.Aligned(method="triggers", offset_s=1.25, residual_ms=12.34, matched=18),
+        alignment=inspect.Aligned(method="triggers", offset_s=1.25, residual_ms=12.34, matched=18, unseen=""),
         truncated=True,
         problems=["truncated: x [ends]"],
     )
@@ -179,6 +181,14 @@ def test_a_bar_where_it_takes_long(capsys, monkeypatch):
     with inspect.slowly("z") as tick:
         tick(1, 1)
     assert "z" not in capsys.readouterr().err
+
+
+def test_topics_of_a_ros1_bag(tmp_path, capsys):
+    path = write_ros1(tmp_path / "a.bag")
+    assert main(["inspect", str(path), "--json"]) == 0
+    streams = {s["name"]: (s["kind"], s["count"]) for s in json.loads(capsys.readouterr().out)["streams"]}
+    with Bag1Reader(path) as reader:
+        assert streams == {name: (topic.msgtype, topic.msgcount) for name, topic in reader.topics.items()}
 
 
 def test_a_bag_without_pictures_is_a_log(tmp_path, capsys):

@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 
 from models.errors import SourceError
-from onboard.sim import SimSource
+from onboard.sim import SimSource, paint
 from onboard.sim.camera import AGL_M, FOCAL_PER_SIDE, PATH_M, homography, view
-from onboard.sim.layout import CLASSES, RESOLUTION_M
+from onboard.sim.layout import CLASSES, HEIGHT, RESOLUTION_M, lay_out
 from onboard.sim.source import tile_classes, world
 from onboard.sources import open_source
 from onboard.truth import UNKNOWN
 
 DIGEST = """
 import hashlib, sys
-from onboard.sim import SimSource
+from onboard.sim import SimSource, paint
 for frame in SimSource("sim://?seed=3&frames=40&start=36").frames():
     print(frame.index, frame.t_ns, frame.pose, hashlib.sha256(frame.image.tobytes()).hexdigest())
 """
@@ -326,3 +326,13 @@ def test_rock_lies_in_the_second_half_alone_and_changes_nothing_else():
         far = cv2.erode(same.astype(np.uint8), np.ones((41, 41), np.uint8), borderValue=1) > 0  # beyond the blur
         assert np.abs(here[far].astype(int) - there[far]).max() <= 1  # the blur rounds as a whole
         assert same.all() or np.abs(here[~same].astype(int) - there[~same]).mean() > 10
+
+
+def test_strips_do_not_show(monkeypatch):
+    """Painted all at once, a land looks the same to the last bit."""
+    digests = []
+    for strip in (paint.STRIP, HEIGHT):
+        monkeypatch.setattr(paint, "STRIP", strip)
+        rng = np.random.default_rng(11)
+        digests.append(hashlib.sha256(paint.paint(lay_out(rng), rng)).hexdigest())
+    assert digests[0] == digests[1]

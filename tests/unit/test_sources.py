@@ -134,6 +134,27 @@ def test_pose_from_gps_and_dji(tmp_path):
     assert (five.lat_deg, five.lon_deg, five.alt_m) == (22.5, 113.9, 7.0)
 
 
+@pytest.mark.parametrize(
+    ("make", "xmp", "turns"),
+    [
+        ("Parrot", "drone-parrot:CameraYawDegree='-90' drone-parrot:CameraPitchDegree='-80.5'", (270.0, -80.5, None)),
+        (
+            "SenseFly",
+            "<Camera:Yaw>12</Camera:Yaw><Camera:Pitch>3.5</Camera:Pitch><Camera:Roll>-2</Camera:Roll>",
+            (12, -86.5, -2),
+        ),
+        ("Autel Robotics", "Camera:Yaw='12' Camera:Pitch='-89.5' Camera:Roll='0'", (12.0, -89.5, 0.0)),
+        ("DJI", "drone-dji:FlightYawDegree='+45.0' drone-dji:GimbalPitchDegree='-30'", (45.0, -30.0, None)),
+    ],
+)
+def test_attitude_by_the_names_of_each_make(tmp_path, make, xmp, turns):
+    exif = Image.Exif()
+    exif[0x010F] = make
+    Image.fromarray(picture()).save(tmp_path / "1.jpg", "JPEG", exif=exif, xmp=xmp.encode())
+    pose = next(open_source(str(tmp_path)).frames()).pose
+    assert (pose.yaw_deg, pose.pitch_deg, pose.roll_deg) == turns
+
+
 def test_orientation_is_applied(tmp_path):
     plain = cv2.cvtColor(picture(), cv2.COLOR_RGB2BGR).astype(int)
     for value in range(1, 9):

@@ -5,12 +5,15 @@ import math
 import os
 import struct
 import time
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
 from models.errors import SourceError
+from onboard.sources import open_source
 from onboard.telemetry.dataflash import read_dataflash
 from onboard.telemetry.gpmf import Payload as GpmfPayload
 from onboard.telemetry.gpmf import _Damage, _Reader, _streams, read_gpmf
@@ -77,9 +80,47 @@ def test_a_log_says_what_was_written_into_it(tmp_path, kind):
         assert telemetry.residual_ms == pytest.approx(6, abs=1)
         assert telemetry.series["battery_share"].values[0] == 0.8
         assert str(telemetry.series["mode"].values[0]) == "GUIDED"
+        np.testing.assert_allclose(telemetry.series["camera_pitch_deg"].values, -60, atol=1e-3)
+        np.testing.assert_allclose(telemetry.series["camera_yaw_deg"].values, 0, atol=1e-3)
         np.testing.assert_allclose(telemetry.series["speed_ms"].values[:3], 5.0)
     if kind == "ulog":
         assert telemetry.utc_ns == 1_700_000_000 * 10**9
+
+
+def test_a_dataflash_log_that_tells_its_layouts_again_goes_on(tmp_path):
+    data = flightlogs.dataflash()
+    once = read_dataflash(written(tmp_path, "a.bin", data)).series["lat_deg"]
+    twice = read_dataflash(written(tmp_path, "b.bin", data + data)).series["lat_deg"]
+    assert len(twice.values) == 2 * len(once.values)
+
+
+@pytest.mark.parametrize(
+    ("text", "mode"), [("ArduPlane V4.5.7", "AUTO"), ("ArduCopter V4.5.7", "MODE_10"), ("ArduRover V4.5", "MODE_10")]
+)
+def test_modes_are_those_of_the_vehicle_and_batteries_those_of_the_first(tmp_path, text, mode):
+    log = flightlogs.DataFlash({"MSG": ("QZ", "TimeUS,Message"), "MODE": ("QMB", "TimeUS,Mode,ModeNum")})
+    log.add_format("BAT", "QBf", "TimeUS,Inst,Volt")
+    data = log.record("MSG", 1, text.encode()) + log.record("MODE", 2_000_000, 10, 10)
+    for i in range(5):
+        data += log.record("BAT", i * 10**6 + 1, 0, 12.5) + log.record("BAT", i * 10**6 + 1, 1, 99.0)
+    telemetry = read_dataflash(written(tmp_path, "a.bin", log.formats + data))
+    assert telemetry.series["mode"].values.tolist() == [mode]
+    assert telemetry.series["battery_v"].values.tolist() == [12.5] * 5
+
+
+def test_a_vehicle_that_was_started_again_goes_on_where_the_station_says(tmp_path):
+    """The second half counts from a new boot, 1000 s of the station's clock later."""
+    data = flightlogs.tlog()
+    later, at = b"", 0
+    whole = read_tlog(written(tmp_path, "a.tlog", data))
+    while at < len(data):
+        length = data[at + 9] + (12 if data[at + 8] == 0xFD else 8)
+        stamp = int.from_bytes(data[at : at + 8], "big") + 1_000_000_000
+        later += stamp.to_bytes(8, "big") + data[at + 8 : at + 8 + length]
+        at += 8 + length
+    both = read_tlog(written(tmp_path, "b.tlog", data + later)).series["lat_deg"]
+    times = whole.series["lat_deg"].t_ns
+    np.testing.assert_array_equal(both.t_ns, np.concatenate([times, times + 1000 * 10**9]))
 
 
 @pytest.mark.parametrize("kind", LOGS)
@@ -149,8 +190,32 @@ def test_gps5_is_spread_over_its_payload_and_scaled():
     np.testing.assert_allclose(table["lat_deg"].t_ns * 1e-9, np.arange(36) * 1.001 / 18, atol=1e-6)
     # both payloads claim the same second, so the median lies between them
     assert reader.utc_ns() == pytest.approx((1_700_049_600.5 - 0.5005) * 1e9, abs=1e3)
-    unfixed, _ = gpmf_table([GpmfPayload(0, 1, flightlogs.gps5(lat, lon, alt, fix=0))])
+    unfixed, reader = gpmf_table([GpmfPayload(0, 1, flightlogs.gps5(lat, lon, alt, fix=0))])
     assert unfixed == {}
+    assert reader.without_fix == ["GPS5: 36 of 36 positions without a fix are left out"]
+
+
+def test_gravity_says_how_the_camera_is_tilted():
+    """Upright; looking straight ahead and down by 30 degrees; rolled 20 degrees to its right; and zeros."""
+    vectors = [
+        (0, 1, 0),
+        (0, math.cos(math.radians(30)), 0.5),
+        (-math.sin(math.radians(20)), math.cos(math.radians(20)), 0),
+    ]
+    rows = b"".join(struct.pack(">3h", *(round(32767 * x) for x in vector)) for vector in [*vectors, (0, 0, 0)])
+    scale = flightlogs.klv(b"SCAL", b"s", 2, 1, struct.pack(">h", 32767))
+    table, _ = gpmf_table([GpmfPayload(0, 1, flightlogs.stream(scale, flightlogs.klv(b"GRAV", b"s", 6, 4, rows)))])
+    np.testing.assert_allclose(table["camera_pitch_deg"].values, [0, -30, 0], atol=0.01)
+    np.testing.assert_allclose(table["camera_roll_deg"].values, [0, 0, 20], atol=0.01)
+
+
+def test_samples_of_mixed_types_are_read_field_by_field():
+    """Letters and dates among the numbers, fixed point of both sizes, and a field that stands there twice."""
+    kind = flightlogs.klv(b"TYPE", b"c", 1, 8, b"cUl[2]qQ")
+    row = b"x" + b"230101000000.000" + struct.pack(">2iiq", 7, -8, 3 << 15, -5 << 31)
+    payload = flightlogs.stream(kind, flightlogs.klv(b"ABCD", b"?", len(row), 2, row * 2))
+    (found,) = list(_streams(0, payload))
+    np.testing.assert_array_equal(found.samples, [[np.nan, np.nan, 7, -8, 1.5, -2.5]] * 2)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -171,7 +236,7 @@ def test_a_video_without_telemetry_or_without_its_index_says_so(tmp_path):
     for _ in range(10):
         out.write(np.zeros((48, 64, 3), np.uint8))
     out.release()
-    with pytest.raises(SourceError, match="no GoPro telemetry"):
+    with pytest.raises(SourceError, match="no telemetry of a GoPro or a DJI"):
         read_gpmf(path)
     lost = written(tmp_path, "lost.mp4", path.read_bytes()[:200])
     with pytest.raises(SourceError, match="lacks its index"):
@@ -199,6 +264,18 @@ CUES = {
         **{"speed_ms": 2.5, "pitch_deg": 2.7, "roll_deg": -7.0, "yaw_deg": 110.1, "camera_pitch_deg": -24.4},
         **{"camera_yaw_deg": 249.6},
     },
+    "2022.06.21 16:06:17\nGPS(36.6146,-6.1120,0.0M) BAROMETER:85.3M": {
+        "lat_deg": 36.6146,
+        "lon_deg": -6.112,
+        "agl_m": 85.3,
+    },
+    "HOME(W: 109.3, N: 40.7) 2025-08-27 13:21:35\nGPS(W: 109.25, N: 40.75, 2371.76m) \nF.PRY (-1.0°, 1.0°, 100.1°)": {
+        **{"lat_deg": 40.75, "lon_deg": -109.25, "alt_m": 2371.76, "yaw_deg": 100.1},
+    },
+    "GPS(E: 18.5, S: 33.75, 12.5m)": {"lat_deg": -33.75, "lon_deg": 18.5, "alt_m": 12.5},
+    "<font>14:11:51GPS(8.5, 47.5)</font> [drone_yaw: 90.5 drone_pitch: -3.0] [gimbal_pitch: -89.9] [rel_alt: 3.5]": {
+        **{"lat_deg": 47.5, "lon_deg": 8.5, "yaw_deg": 90.5, "pitch_deg": -3.0, "camera_pitch_deg": -89.9},
+    },
 }
 
 
@@ -215,6 +292,31 @@ def test_every_style_of_subtitles_is_understood(tmp_path, words):
     assert telemetry.problems == ()
 
 
+def test_subtitles_without_times_count_by_their_dates(tmp_path):
+    words = "{}\n2017.08.05 14:11:{:02d},393,525\n[latitude : -20.25] [longtitude : 149.5] [iso : 100]\n\n"
+    text = "".join(words.format(i + 1, 50 + i) for i in range(10))
+    telemetry = read_srt(written(tmp_path, "a.SRT", text.encode()))
+    np.testing.assert_array_equal(telemetry.series["lat_deg"].t_ns, np.arange(10) * 10**9)
+    assert telemetry.problems == ()
+
+
+def test_positions_in_radians_are_converted_and_told(tmp_path):
+    words = f"[latitude: {math.radians(41.5):.6f}] [longitude: {math.radians(2.25):.6f}]"
+    telemetry = read_srt(written(tmp_path, "a.SRT", subtitles(words).encode()))
+    np.testing.assert_allclose(telemetry.series["lat_deg"].values, 41.5, atol=1e-4)
+    np.testing.assert_allclose(telemetry.series["lon_deg"].values, 2.25, atol=1e-4)
+    assert any("radians" in line for line in telemetry.problems)
+
+
+def test_subtitles_in_utf_16_and_without_a_last_line_end(tmp_path):
+    text = subtitles("GPS (8.5, 47.5, 15), H 85.80m, H.S 2.50m/s").rstrip()
+    telemetry = read_srt(written(tmp_path, "a.SRT", text.encode("utf-16")))
+    assert telemetry.series["speed_ms"].values.tolist() == [2.5] * 20
+    assert telemetry.problems == ()
+    cut = read_srt(written(tmp_path, "a.SRT", text[:-4].encode()))
+    assert cut.problems == ("truncated: the last cue is cut off",)
+
+
 @pytest.mark.parametrize("share", flightlogs.SHARES)
 def test_subtitles_that_are_cut_off_say_so(tmp_path, share):
     data = subtitles(next(iter(CUES))).encode()
@@ -228,6 +330,34 @@ def test_subtitles_with_turned_bits_raise_nothing(tmp_path, seed):
     data = flightlogs.flipped(subtitles(next(iter(CUES)), 200).encode(), seed)
     telemetry = read_srt(written(tmp_path, "a.srt", data))
     assert len(telemetry.series["alt_m"].t_ns) > 20
+
+
+ASS_HEADER = b"[Script Info]\n[V4+ Styles]\nFormat: Name\nStyle: Default\n[Events]\nFormat: Start, End, Text\n"
+
+
+@pytest.mark.parametrize(("codec", "name"), [("mov_text", "a.mp4"), ("subrip", "a.mkv")])
+def test_subtitles_inside_a_video(tmp_path, codec, name):
+    path = tmp_path / name
+    with av.open(str(path), "w") as out:
+        video, words = out.add_stream("libx264", rate=10), out.add_stream(codec)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        words.time_base = Fraction(1, 1000)
+        words.codec_context.subtitle_header = ASS_HEADER
+        for i in range(30):
+            out.mux(video.encode(av.VideoFrame.from_ndarray(np.full((48, 64, 3), i, np.uint8), format="bgr24")))
+            if i % 10 == 0:
+                text = f"GPS({8 + i * 1e-4:.4f},47.5,16) BAROMETER:{i}.5".encode()
+                packet = av.Packet(len(text).to_bytes(2, "big") + text if codec == "mov_text" else text)
+                packet.stream, packet.time_base, packet.pts, packet.dts = words, Fraction(1, 1000), i * 100, i * 100
+                packet.duration = 1000
+                out.mux(packet)
+        out.mux(video.encode())
+    telemetry = read(path)
+    np.testing.assert_allclose(telemetry.series["lon_deg"].values, [8, 8.001, 8.002])
+    np.testing.assert_allclose(telemetry.series["agl_m"].values, [0.5, 10.5, 20.5])
+    np.testing.assert_array_equal(telemetry.series["agl_m"].t_ns, [0, 10**9, 2 * 10**9])
+    frames = list(open_source(str(path)).frames())
+    assert frames[5].pose.lon_deg == pytest.approx(8.0005)
 
 
 # --- the recorded flights, by other readers ---------------------------------------------------------------------------

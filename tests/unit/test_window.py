@@ -23,8 +23,9 @@ class Recorded:
     def __init__(self, times_s, fps=None):
         self.uri, self.fps, self.live, self.skipped, self.closed = "recorded", fps, False, [], False
         self.times_s, self.length = times_s, len(times_s)
+        self.first_ns = round(times_s[0] * 1e9) if times_s else 0
 
-    def frames(self):
+    def frames(self, start_s=0.0):
         for index, time_s in enumerate(self.times_s):
             if index % 3 == 2:
                 self.skipped.append(Skipped(name=f"f{index}", reason="damaged"))
