@@ -150,6 +150,7 @@ function judge(verdict) {
 function naming(on) {
   const open = on && Boolean(state.queue[0]) && !state.lost;
   $("naming").hidden = !open;
+  $("rest").hidden = open;
   $("name").value = "";
   if (open) $("name").focus();
   else $("name").blur(); // at once, so that the next key is an answer
@@ -208,7 +209,8 @@ addEventListener("keydown", (event) => {
   event.preventDefault();
 });
 addEventListener("click", (event) => {
-  if (event.detail) event.target.closest("button")?.blur(); // pressed with the mouse: keys are answers again
+  const pressed = document.activeElement;
+  if (event.detail && pressed?.matches("button")) pressed.blur(); // with the mouse: keys are answers again
 });
 
 // --- showing -------------------------------------------------------------------------------------------------------
@@ -231,7 +233,7 @@ function setLost(lost) {
   const text = lost ? "Connection to the station is lost. Trying again…" : "Station connected";
   if (line.textContent !== text) line.textContent = text;
   line.classList.toggle("lost", lost);
-  for (const button of document.querySelectorAll("#verdict button, #answers button, #naming button")) button.disabled = lost;
+  for (const button of document.querySelectorAll(".side button")) button.disabled = lost;
 }
 
 function show() {
@@ -245,7 +247,7 @@ function show() {
   showMap(known);
   showSeen(known);
   showRecent(known);
-  if ($("answers").dataset.classes !== answerable()) showAnswers();
+  if ($("classes").dataset.shown !== answerable()) showAnswers();
   if (!state.queue.length) showQuestion();
 }
 
@@ -294,25 +296,20 @@ function showSeen(d) {
 const answerable = () => JSON.stringify([drone()?.classes, drone()?.pending]);
 
 function showAnswers() {
-  const pending = new Set(drone()?.pending);
-  const button = (name, key, kind, act) => {
-    const node = make("button", { type: "button", className: kind, disabled: state.lost, onclick: act },
-      make("span", { className: "name", textContent: name }));
-    if (pending.has(name)) node.append(make("span", { className: "tag", textContent: "new", title: "the drone has not confirmed it yet" }));
-    if (key) node.append(make("kbd", { textContent: key }));
-    return node;
-  };
+  const known = drone()?.classes ?? [];
   const buttons = classes().map((name, i) => {
-    const node = button(name, i < 9 ? i + 1 : "", pending.has(name) ? "pending" : "", () => answer({ answer: name }));
+    const text = make("span", { className: "name", textContent: name });
+    const node = make("button", { type: "button", disabled: state.lost, onclick: () => answer({ answer: name }) }, text);
+    if (!known.includes(name)) {
+      node.className = "pending";
+      text.append(" ", make("span", { className: "tag", textContent: "new", title: "not confirmed by the drone yet" }));
+    }
+    if (i < 9) node.append(make("kbd", { textContent: i + 1 }));
     node.style.setProperty("--class", `var(${classColour(name)})`);
     return node;
   });
-  const rest = [
-    button("New class", "n", "rest", () => naming($("naming").hidden)),
-    button("Don’t know", "0", "rest", () => answer({ answer: "" })),
-  ];
-  $("answers").replaceChildren(...buttons, ...rest);
-  $("answers").dataset.classes = answerable();
+  $("classes").replaceChildren(...buttons);
+  $("classes").dataset.shown = answerable();
   const entry = (text, variable) => {
     const mark = make("i");
     if (variable) mark.style.setProperty("--class", `var(${variable})`);
@@ -380,6 +377,9 @@ function toast(text) {
 }
 
 $("undo").onclick = undo;
+$("add").onclick = () => naming(true);
+$("leave").onclick = () => naming(false);
+$("unsure").onclick = () => answer({ answer: "" });
 for (const button of $("verdict").children) button.onclick = () => judge(button.dataset.verdict);
 $("naming").onsubmit = (event) => {
   event.preventDefault();
