@@ -6,6 +6,7 @@ import { FlightMap, drawGrid } from "./map.js";
 
 const SILENCE_MS = 12000; // the station says something every 5 s
 const COLOURS = 10;
+const MAX_LINES = 5; // classes that a small screen has room for below each other
 const MAX_TRACK = 4000; // points
 const $ = (id) => document.getElementById(id);
 const make = (tag, props = {}, ...children) => {
@@ -309,6 +310,7 @@ function showAnswers() {
     return node;
   });
   $("classes").replaceChildren(...buttons);
+  $("classes").classList.toggle("many", buttons.length > MAX_LINES);
   $("classes").dataset.shown = answerable();
   const entry = (text, variable) => {
     const mark = make("i");

@@ -215,6 +215,22 @@ def test_a_new_class_in_flight(ground, drone, page):
     assert page.problems == []
 
 
+def test_many_classes_leave_the_other_answers_in_sight(ground, drone, page):
+    drone.fly(1)
+    page.goto(ground.url)
+    expect(page.locator("#tile")).to_have_attribute("data-id", str(FIRST))
+    for count in (6, 12, 32):
+        before, drone.model = drone.model, drone.model.with_classes(tuple(f"class {i}" for i in range(count)))
+        drone.link.post(step(before, drone.model, count, reason="classes"))
+        expect(page.locator("#classes button")).to_have_count(count)
+        for name in ("Right", "Wrong", "New class", "Don’t know"):
+            # what lies at the middle of the button is the button: neither hidden nor covered
+            assert page.get_by_role("button", name=name).evaluate(
+                "b => { const r = b.getBoundingClientRect();"
+                " return b.contains(document.elementFromPoint(r.x + r.width / 2, r.y + r.height / 2)); }"
+            ), (name, count)
+
+
 def test_a_new_class_that_the_station_refuses_is_told(ground, drone, page):
     drone.fly(1)
     before, drone.model = drone.model, drone.model.with_classes(tuple(f"class {i}" for i in range(32)))
