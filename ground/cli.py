@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ground.answers import check_answer
+from ground.rows import Given
 from ground.store import Store
 from ground.transfer import export, read_csv
 from models.commands import exit_status
@@ -53,17 +55,22 @@ def _enroll(args: argparse.Namespace) -> None:
 
 def _export(args: argparse.Namespace) -> None:
     with _open(args) as store:
-        count = export(store, args.file)
-    sys.stdout.write(f"{args.file}: {count} answers, pictures in {args.file.stem}_crops\n")
+        count, left_out = export(store, args.file)
+    less = f" ({left_out} that name no class are left out)" if left_out else ""
+    sys.stdout.write(f"{args.file}: {count} answers{less}, pictures in {args.file.stem}_crops\n")
 
 
 def _labels(args: argparse.Namespace) -> None:
-    def check(drone: str, answer: str) -> None:
-        if answer and answer not in classes[drone]:
-            raise StationError(f"drone {drone!r} does not know the class {answer!r}: {', '.join(classes[drone])}")
+    def check(given: Given) -> Given:
+        known, new = classes[given.drone], pending[given.drone]
+        given = check_answer(given, known, [name for name in new if name not in known])
+        if given.new and given.answer not in new:
+            new.append(given.answer)  # later lines may name it
+        return given
 
     with _open(args) as store:
         classes = {row.name: row.classes for row in store.drones()}
+        pending = {name: store.new_classes(name) for name in classes}
         stored, known = read_csv(store, args.file, check)
     sys.stdout.write(f"{args.file}: {stored} answers stored, {known} were there; ground serve sends them\n")
 
@@ -113,7 +120,9 @@ def _parser() -> argparse.ArgumentParser:
 
     command = add("labels", "Read answers from a CSV file.", "ground labels answers.csv")
     command.set_defaults(run=_labels)
-    command.add_argument("file", type=Path, metavar="FILE", help="CSV with the columns drone,query,answer")
+    command.add_argument(
+        "file", type=Path, metavar="FILE", help="CSV with the columns drone,query,answer, and wrong,new if any"
+    )
     add_db(command)
     return parser
 

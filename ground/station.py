@@ -14,8 +14,10 @@ from typing import Any, Literal, get_args
 
 import msgspec
 
+from ground.answers import check_answer
 from ground.checks import check_detections, check_hello, check_integers, check_query, check_status
-from ground.store import DroneRow, StorageError, Store, UnknownError, Unsent
+from ground.rows import DroneRow, Given, Unsent
+from ground.store import StorageError, Store, UnknownError
 from link.messages import (
     HASH_BYTES,
     PROTOCOL,
@@ -145,6 +147,9 @@ class Station:
             if live is not None:
                 fresh.notices.extendleft(reversed(live.notices))
             self._drones[drone] = live = fresh
+        if live.mirror is not None and row.classes != live.mirror.model.classes:  # the base's, and a delta added some
+            row = msgspec.structs.replace(row, classes=live.mirror.model.classes)
+            self._store.save_model(drone, row.model_hash, row.classes)
         live.row = row
         live.patience = RESYNC_PATIENCE_S
         mirror_hash = b"" if live.mirror is None else live.mirror.hash
@@ -203,30 +208,32 @@ class Station:
 
     # --- from the operators -----------------------------------------------------------------------------------------
 
-    def answer(self, drone: str, query: int, answer: str) -> int:
-        """Store an operator's answer ("" is "don't know"), send it, and return its label id.
+    def answer(self, given: Given) -> int:
+        """Store an operator's answer, send it, and return its label id.
 
         Raises
         ------
         UnknownError, ConflictError
             Where the question does not exist or has an answer in force.
         StationError
-            Where the drone does not know the class.
+            Where `ground.answers.check_answer` refuses it.
         """
-        self.check_answer(drone, answer)
-        label = self._store.add_label(drone, query, answer)
-        self._tell("label", drone)
+        given = check_answer(given, self._live(given.drone).row.classes, self._pending(given.drone))
+        label = self._store.add_labels([given])[0]
+        self._tell("label", given.drone)
         self._hand_over()
         return label
 
-    def check_answer(self, drone: str, answer: str) -> None:
-        """Raise StationError where `answer` is not a class of `drone` nor empty."""
-        classes = self._live(drone).row.classes
-        if answer and answer not in classes:
-            raise StationError(
-                f"drone {drone!r} does not know the class {answer!r}: answer one of {', '.join(classes)}, "
-                'or "" for "don\'t know"'
-            )
+    def judge(self, drone: str, query: int, right: bool) -> int:
+        """Answer that the drone's guess is right (then it is its class) or wrong; see `answer`.
+
+        Raises StationError where the drone made no guess.
+        """
+        self._live(drone)
+        guess = self._store.query(drone, query).guess
+        if not guess:
+            raise StationError(f"question {query} of drone {drone!r} has no guess to be right or wrong: answer a class")
+        return self.answer(Given(drone, query, guess, wrong=not right))
 
     def undo(self, label: int) -> None:
         """Take an answer back here and on the drone; its question is open again. Twice is the same as once."""
@@ -278,6 +285,7 @@ class Station:
             "connected": self._connected(drone),
             "seen_s": round(row.seen_ns / 1e9, 3),
             "classes": row.classes,
+            "pending": self._pending(drone),
             "rows": row.rows,
             "cols": row.cols,
             "status": {k: v for k, v in msgspec.structs.asdict(status).items() if k not in ("model_hash", "t_ns")},
@@ -297,11 +305,14 @@ class Station:
         }
 
     def describe_map(self, drone: str) -> dict[str, Any]:
-        """Where a drone has been and where it asked: [latitude, longitude], [.., .., answer or null, id]."""
-        queries = self._store.latest_queries(drone, MAX_MAP_QUERIES)
+        """Where a drone has been and where it asked: [latitude, longitude], [.., .., class or null, id].
+
+        The class is null while the question is open, and "" where no answer says which one it is.
+        """
+        asked = [q for q in self._store.latest_queries(drone, MAX_MAP_QUERIES) if q.lat_deg is not None]
         return {
             "track": self._store.track(drone, MAX_TRACK_POINTS),
-            "asked": [[q.lat_deg, q.lon_deg, q.answer, str(q.id)] for q in queries if q.lat_deg is not None],
+            "asked": [[q.lat_deg, q.lon_deg, "" if q.wrong else q.answer, str(q.id)] for q in asked],
         }
 
     def describe_seen(self, drone: str) -> dict[str, Any] | None:
@@ -324,6 +335,10 @@ class Station:
             return self._drones[drone]
         except KeyError:
             raise UnknownError(f"no drone {drone!r} has called this station") from None
+
+    def _pending(self, drone: str) -> list[str]:
+        """New classes of a drone that no delta has confirmed."""
+        return [name for name in self._store.new_classes(drone) if name not in self._live(drone).row.classes]
 
     def _revive(self, row: DroneRow) -> _Live:
         live = _Live(row, status=self._store.last_status(row.name), seen=self._store.detections(row.name))
@@ -371,7 +386,8 @@ class Station:
         if item.query is None or item.answer is None:
             self._post(item.drone, Undo(label=item.label))
         else:
-            self._post(item.drone, Label(id=item.label, query=item.query, answer=item.answer))
+            label = Label(id=item.label, query=item.query, answer=item.answer, wrong=item.wrong, new=item.new)
+            self._post(item.drone, label)
         self._store.mark_sent(item)
 
     def _post(self, drone: str, message: Message) -> None:

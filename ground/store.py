@@ -16,10 +16,10 @@ from sqlalchemy import Connection, Engine, Select, Table, and_, create_engine, f
 from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
 
 from ground import tables as t
+from ground.rows import DroneRow, Given, QueryRow, Unsent, spoken
 from link.messages import Delta, Detections, Hello, Query, Status
 from models.errors import StationError
 
-SCHEMA = 1
 STATUS_EVERY_S = 30.0
 """The history keeps one status per drone and this many seconds."""
 TRACK_STEP_DEG = 1.5e-5
@@ -36,47 +36,6 @@ class ConflictError(StationError):
 
 class StorageError(StationError):
     """The database cannot be opened, read or written."""
-
-
-class DroneRow(msgspec.Struct, frozen=True):
-    """A drone as it last introduced itself; `seen_ns` is the station's clock, Unix nanoseconds."""
-
-    name: str
-    boot: int
-    base_hash: bytes
-    model_hash: bytes
-    classes: tuple[str, ...]
-    rows: int
-    cols: int
-    seen_ns: int
-
-
-class QueryRow(msgspec.Struct, frozen=True):
-    """A question without its picture. `answer` is None while it is open, "" for "don't know"."""
-
-    drone: str
-    id: int
-    frame: int
-    frame_name: str
-    t_ns: int
-    row: int
-    col: int
-    track: int
-    guess: str
-    confidence: float
-    lat_deg: float | None
-    lon_deg: float | None
-    label: int | None
-    answer: str | None
-
-
-class Unsent(msgspec.Struct, frozen=True):
-    """An answer (`query`, `answer` set) or an undo (both None) that was stored but not handed to the link."""
-
-    drone: str
-    label: int
-    query: int | None = None
-    answer: str | None = None
 
 
 _QUERY_COLUMNS = [c for c in t.queries.c if c.name not in ("n", "jpeg")]
@@ -106,15 +65,12 @@ class Store:
         if self._engine.dialect.name == "sqlite":
             t.prepare_sqlite(self._engine)
         with self._begin() as db:
-            t.meta.create_all(db)
-            version = db.scalar(select(t.schema.c.version))
-            if version is None:
-                db.execute(insert(t.schema).values(version=SCHEMA))
-            elif version != SCHEMA:
+            try:
+                t.create(db)
+            except StationError as error:
                 raise StorageError(
-                    f"the database {self._engine.url} has version {version}, this station needs {SCHEMA}: "
-                    "use the station that wrote it, or give another --db"
-                )
+                    f"the database {self._engine.url} {error}: use the station that wrote it, or give another --db"
+                ) from None
 
     @classmethod
     def in_folder(cls, folder: Path) -> "Store":
@@ -231,7 +187,7 @@ class Store:
 
     # --- answers ----------------------------------------------------------------------------------------------------
 
-    def add_label(self, drone: str, query: int, answer: str) -> int:
+    def add_label(self, drone: str, query: int, answer: str, wrong: bool = False, new: bool = False) -> int:
         """Store the answer to an open question and return its id, which grows with time and is unique (63 bits).
 
         Raises
@@ -241,30 +197,27 @@ class Store:
         ConflictError
             Where it has an answer in force.
         """
-        return self.add_labels([(drone, query, answer)])[0]
+        return self.add_labels([Given(drone, query, answer, wrong, new)])[0]
 
-    def add_labels(self, answers: Sequence[tuple[str, int, str]]) -> list[int]:
-        """Store (drone, question, answer) all or none; see `add_label`."""
+    def add_labels(self, answers: Sequence[Given]) -> list[int]:
+        """Store answers, all or none; see `add_label`."""
         ids = []
         with self._begin() as db:
             newest = db.scalar(select(func.max(t.labels.c.id))) or 0
-            for drone, query, answer in answers:
+            for given in answers:
+                drone, query = given.drone, given.query
                 key = and_(t.queries.c.drone == drone, t.queries.c.id == str(query))
                 if db.execute(select(t.queries.c.n).where(key).with_for_update()).first() is None:
                     raise UnknownError(f"drone {drone!r} has not asked question {query}")
-                held = db.execute(
-                    select(t.valid.c.answer).where(t.valid.c.drone == drone, t.valid.c.query == str(query))
-                ).first()
+                held = db.execute(_with_answers().where(key, t.valid.c.id.is_not(None))).first()
                 if held is not None:
                     raise ConflictError(
-                        f"question {query} of drone {drone!r} already has the answer {held.answer!r}: undo it first"
+                        f"question {query} of drone {drone!r} already has the answer {spoken(_query_row(held))}: "
+                        "undo it first"
                     )
                 newest = max(time.time_ns(), newest + 1)  # unique even when the clock steps back
-                db.execute(
-                    insert(t.labels).values(
-                        id=newest, drone=drone, query=str(query), answer=answer, t_ns=time.time_ns(), sent=False
-                    )
-                )
+                row = {**msgspec.structs.asdict(given), "query": str(query)}
+                db.execute(insert(t.labels).values(id=newest, t_ns=time.time_ns(), sent=False, **row))
                 ids.append(newest)
         return ids
 
@@ -283,7 +236,7 @@ class Store:
         waiting = select(t.labels).where(~t.labels.c.sent, t.labels.c.drone == drone).order_by(t.labels.c.id)
         with self._begin() as db:
             if found := db.execute(waiting.limit(limit)).all():
-                return [Unsent(r.drone, r.id, int(r.query), r.answer) for r in found]
+                return [Unsent(r.drone, r.id, int(r.query), r.answer, r.wrong, r.new) for r in found]
             # only now the undos: the drone must have heard of an answer before it is taken back
             undone = select(t.undos).where(~t.undos.c.sent, t.undos.c.drone == drone).order_by(t.undos.c.t_ns)
             return [Unsent(r.drone, r.label) for r in db.execute(undone.limit(limit))]
@@ -298,6 +251,12 @@ class Store:
         """How many answers of `drone` are in force."""
         with self._begin() as db:
             return db.scalar(select(func.count()).select_from(t.valid).where(t.valid.c.drone == drone)) or 0
+
+    def new_classes(self, drone: str) -> list[str]:
+        """The classes that operators added for `drone` by an answer in force, in the order of their first one."""
+        mine = select(t.valid.c.answer).where(t.valid.c.drone == drone, t.valid.c.new)
+        with self._begin() as db:
+            return list(db.scalars(mine.group_by(t.valid.c.answer).order_by(func.min(t.valid.c.id))))
 
     # --- models -----------------------------------------------------------------------------------------------------
 
@@ -377,12 +336,14 @@ class Store:
 
 def _with_answers() -> Select[Any]:
     joined = t.queries.outerjoin(t.valid, and_(t.valid.c.drone == t.queries.c.drone, t.valid.c.query == t.queries.c.id))
-    return select(*_QUERY_COLUMNS, t.valid.c.id.label("label"), t.valid.c.answer).select_from(joined)
+    answer = (t.valid.c.answer, t.valid.c.wrong, t.valid.c.new)
+    return select(*_QUERY_COLUMNS, t.valid.c.id.label("label"), *answer).select_from(joined)
 
 
 def _query_row(row: Any) -> QueryRow:
     fields = row._asdict()
-    return QueryRow(**{**fields, "id": int(fields["id"])})
+    flags = {name: bool(fields[name]) for name in ("wrong", "new")}  # NULL where there is no answer
+    return QueryRow(**{**fields, **flags, "id": int(fields["id"])})
 
 
 def _insert_new(db: Connection, table: Table, key: dict[str, Any], values: dict[str, Any]) -> bool:

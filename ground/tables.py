@@ -17,9 +17,16 @@ from sqlalchemy import (
     Table,
     UniqueConstraint,
     event,
+    false,
+    insert,
     select,
+    update,
 )
+from sqlalchemy.schema import CreateColumn
 
+from models.errors import StationError
+
+SCHEMA = 2
 BUSY_S = 10.0
 """How long a transaction waits for another process (`ground labels`) to finish its own."""
 
@@ -68,6 +75,8 @@ labels = Table(
     Column("answer", String, nullable=False),
     Column("t_ns", BigInteger, nullable=False),
     Column("sent", Boolean, nullable=False, index=True),
+    Column("wrong", Boolean, nullable=False, server_default=false()),
+    Column("new", Boolean, nullable=False, server_default=false()),
 )
 undos = Table(
     "undos",
@@ -122,10 +131,33 @@ deltas = Table(
 
 # The answer in force of a question: the one that was not taken back. At most one exists, `add_label` sees to it.
 valid = (
-    select(labels.c.id, labels.c.drone, labels.c.query, labels.c.answer)
+    select(labels.c.id, labels.c.drone, labels.c.query, labels.c.answer, labels.c.wrong, labels.c.new)
     .where(~select(undos.c.label).where(undos.c.label == labels.c.id).exists())
     .subquery("valid")
 )
+
+_ADDED = {1: (labels.c.wrong, labels.c.new)}
+"""What each version of the database lacks of the next one; with defaults, so that old rows keep their meaning."""
+
+
+def create(db: Connection) -> None:
+    """Make the tables of an empty database, and bring those of an older version up to date.
+
+    Raises StationError where a newer station wrote it.
+    """
+    meta.create_all(db)
+    version = db.scalar(select(schema.c.version).with_for_update())  # another process may be at it
+    if version is None:
+        db.execute(insert(schema).values(version=SCHEMA))
+        return
+    while version in _ADDED:
+        for column in _ADDED[version]:
+            text = CreateColumn(column).compile(dialect=db.dialect)
+            db.exec_driver_sql(f"ALTER TABLE {column.table.name} ADD COLUMN {text}")
+        version += 1
+        db.execute(update(schema).values(version=version))
+    if version != SCHEMA:
+        raise StationError(f"has version {version}, this station needs {SCHEMA}")
 
 
 def prepare_sqlite(engine: Engine) -> None:

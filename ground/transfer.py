@@ -9,11 +9,12 @@ import cv2
 import msgspec
 import numpy as np
 
-from ground.store import QueryRow, Store
+from ground.rows import Given, QueryRow, spoken
+from ground.store import Store
 from models.errors import StationError
 
 COLUMNS: tuple[str, ...] = ("drone", "query", "answer", "label", "frame", "frame_name", "row", "col", "track", "guess")
-COLUMNS += ("confidence", "lat_deg", "lon_deg", "t_ns")
+COLUMNS += ("confidence", "lat_deg", "lon_deg", "t_ns", "wrong", "new")
 MAX_IMPORT = 1_000_000
 """Lines of a CSV file of answers."""
 
@@ -21,23 +22,25 @@ MAX_IMPORT = 1_000_000
 def write_csv(file: TextIO, answered: Iterable[QueryRow]) -> int:
     """Write questions and their answers under a header of `COLUMNS`; returns how many.
 
-    An empty answer is "don't know". `read_csv` reads the same file back.
+    `answer` is the class; empty where nobody knew it. `wrong` is then the class that the tile is known not to be of.
+    `new` is 1 where the drone did not know the class yet. `read_csv` reads the same file back.
     """
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(COLUMNS)
     count = 0
     for query in answered:
-        fields = {**msgspec.structs.asdict(query), "query": query.id}
+        answer = {"answer": "", "wrong": query.answer} if query.wrong else {"answer": query.answer, "wrong": ""}
+        fields = {**msgspec.structs.asdict(query), **answer, "query": query.id, "new": int(query.new)}
         writer.writerow(["" if fields[name] is None else fields[name] for name in COLUMNS])
         count += 1
     return count
 
 
-def export(store: Store, path: Path) -> int:
+def export(store: Store, path: Path) -> tuple[int, int]:
     """Write all answers to `path` (.csv, or .json for COCO) and the crops to a folder beside it.
 
     The crops are `STEM_crops/DRONE_QUERY.jpg`. In COCO each crop is an image with one annotation over all of it;
-    questions answered with "don't know" are left out. Returns the number of answers written.
+    answers that name no class ("don't know", and "wrong") are left out. Returns (written, left out).
 
     Raises
     ------
@@ -46,7 +49,8 @@ def export(store: Store, path: Path) -> int:
     """
     if path.suffix not in (".csv", ".json"):
         raise StationError(f"{path}: the name must end with .csv, or with .json for COCO")
-    answered = [q for q in store.answered() if q.answer or path.suffix == ".csv"]
+    every = store.answered()
+    answered = [q for q in every if path.suffix == ".csv" or (q.answer and not q.wrong)]
     folder = path.with_name(f"{path.stem}_crops")
     partial = path.with_name(path.name + ".partial")
     try:
@@ -64,21 +68,22 @@ def export(store: Store, path: Path) -> int:
         partial.replace(path)
     except OSError as error:
         raise StationError(f"{error.filename or path}: cannot be written: {error.strerror}") from error
-    return len(answered)
+    return len(answered), len(every) - len(answered)
 
 
-def read_csv(store: Store, path: Path, check: Callable[[str, str], None]) -> tuple[int, int]:
-    """Store the answers of a CSV file with the columns drone, query and answer (others are ignored), all or none.
+def read_csv(store: Store, path: Path, check: Callable[[Given], Given]) -> tuple[int, int]:
+    """Store the answers of a CSV file, all or none.
 
-    `check(drone, answer)` raises StationError where the drone does not know the class. Lines whose answer is stored
-    already are passed over. Returns (stored, passed over).
+    It has the columns drone, query and answer and may have wrong and new, as `write_csv` writes them; others are
+    ignored. `check` gives an answer as it is stored and raises StationError where it cannot be. Lines whose answer is
+    stored already are passed over. Returns (stored, passed over).
 
     Raises
     ------
     StationError
         A file that cannot be read, or its first wrong line with its number; nothing is stored then.
     """
-    wanted: dict[tuple[str, int], str] = {}
+    wanted: dict[tuple[str, int], Given] = {}
     known = 0
     problems = []
     try:
@@ -90,13 +95,15 @@ def read_csv(store: Store, path: Path, check: Callable[[str, str], None]) -> tup
                 )
             for row in reader:
                 try:
-                    key, answer = _read_row(row)
-                    held = store.query(*key).answer
-                    check(key[0], answer)
-                    if wanted.get(key, held if held is not None else answer) != answer:
-                        raise StationError(f"the question has another answer, {wanted.get(key, held)!r}: undo it first")
-                    if held is None:
-                        wanted[key] = answer
+                    given = _read_row(row)
+                    key = given.drone, given.query
+                    held = store.query(*key)
+                    given = check(given)
+                    before = wanted.get(key, held)
+                    if before.answer is not None and (before.answer, before.wrong) != (given.answer, given.wrong):
+                        raise StationError(f"the question has another answer, {spoken(before)}: undo it first")
+                    if held.answer is None:
+                        wanted[key] = given
                     else:
                         known += 1
                 except StationError as error:
@@ -110,23 +117,28 @@ def read_csv(store: Store, path: Path, check: Callable[[str, str], None]) -> tup
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise StationError(f"{problems[0]}{more}; nothing was stored")
-    store.add_labels([(drone, query, answer) for (drone, query), answer in wanted.items()])
+    store.add_labels(list(wanted.values()))
     return len(wanted), known
 
 
-def _read_row(row: dict[str | Any, Any]) -> tuple[tuple[str, int], str]:
+def _read_row(row: dict[str | Any, Any]) -> Given:
     drone, query, answer = row["drone"], row["query"], row["answer"]
-    if drone is None or query is None or answer is None or None in row:
+    wrong, new = row.get("wrong", ""), row.get("new", "")
+    if None in (drone, query, answer, wrong, new) or None in row:
         raise StationError("the line has not as many fields as the header")
     if not (query.isascii() and query.isdigit() and len(query) <= 20):
         raise StationError(f"{query!r} is not the number of a question")
-    return (drone, int(query)), answer
+    if answer and wrong:
+        raise StationError(f"the answer is {answer!r} and {wrong!r} is wrong: leave one of them empty")
+    if new not in ("", "0", "1"):
+        raise StationError(f"new is {new!r}: write 1 where the class is new, 0 where it is not")
+    return Given(drone, int(query), wrong or answer, wrong=bool(wrong), new=new == "1")
 
 
 def _coco(answered: list[QueryRow], sizes: list[tuple[int, int]], folder: str) -> dict[str, Any]:
     names = sorted({q.answer for q in answered if q.answer})
     return {
-        "info": {"description": "answers of the operators"},
+        "info": {"description": "answers of the operators that name a class"},
         "categories": [{"id": i, "name": name} for i, name in enumerate(names, 1)],
         "images": [
             {

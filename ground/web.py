@@ -11,7 +11,7 @@ import ipaddress
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from starlette.applications import Starlette
@@ -22,8 +22,9 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ground.rows import Given, QueryRow
 from ground.station import Station
-from ground.store import ConflictError, QueryRow, StorageError, Store, UnknownError
+from ground.store import ConflictError, StorageError, Store, UnknownError
 from ground.transfer import write_csv
 from models.errors import HadanetError, StationError
 
@@ -47,11 +48,17 @@ HEADERS = {
 
 
 class LabelIn(msgspec.Struct, forbid_unknown_fields=True):
-    """Body of ``POST /api/labels``; the question's number is text because it has 64 bits."""
+    """Body of ``POST /api/labels``; the question's number is text because it has 64 bits.
+
+    Either `answer`: a class, or "" for "don't know"; with `new` a class that the drone may not know yet. Or `verdict`:
+    whether the drone's guess is right or wrong.
+    """
 
     drone: str
     query: str
-    answer: str
+    answer: str | None = None
+    verdict: Literal["right", "wrong"] | None = None
+    new: bool = False
 
 
 class ControlIn(msgspec.Struct, forbid_unknown_fields=True):
@@ -178,7 +185,13 @@ class _Api:
 
     async def add_label(self, request: Request) -> Response:
         body = await _body(request, LabelIn)
-        label = self._station.answer(body.drone, _number(body.query, "question"), body.answer)
+        query = _number(body.query, "question")
+        if body.answer is not None and body.verdict is None:
+            label = self._station.answer(Given(body.drone, query, body.answer, new=body.new))
+        elif body.answer is None and body.verdict is not None and not body.new:
+            label = self._station.judge(body.drone, query, body.verdict == "right")
+        else:
+            raise StationError("a label has either an answer, which may be new, or a verdict: right or wrong")
         return _json({"label": str(label)}, 201)
 
     async def undo(self, request: Request) -> Response:
@@ -274,7 +287,7 @@ async def _body(request: Request, wanted: type[Any]) -> Any:
         return msgspec.json.decode(body, type=wanted)
     except msgspec.DecodeError as error:
         fields = ", ".join(wanted.__struct_fields__)
-        raise StationError(f"the body must be JSON with the texts {fields}: {error}") from None
+        raise StationError(f"the body must be JSON with {fields}: {error}") from None
 
 
 def _number(text: str, what: str, bits: int = 64) -> int:

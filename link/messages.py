@@ -16,6 +16,10 @@ MAX_MESSAGE_BYTES = 256 * 1024
 """Bound on one frame on the wire, both ways; the sockets enforce it."""
 HASH_BYTES = 32
 """Model hashes are SHA-256."""
+MAX_ANSWERS = 32
+"""Classes of one drone that an operator can answer, new ones included (a model may have more)."""
+MAX_CLASS_CHARS = 40
+"""Bound on the name of such a class, which is printable and without spaces at its ends."""
 
 
 class _Message(msgspec.Struct, frozen=True, array_like=True, kw_only=True, forbid_unknown_fields=False):
@@ -26,7 +30,10 @@ class _Message(msgspec.Struct, frozen=True, array_like=True, kw_only=True, forbi
 
 
 class Hello(_Message, tag=1, frozen=True):
-    """First message after every connect: who this is and which model flies (casual, answered by Welcome)."""
+    """First message after every connect: who this is and which model flies (casual, answered by Welcome).
+
+    `classes` are those of the base model: deltas since may have added some.
+    """
 
     protocol: int
     drone: str
@@ -112,7 +119,8 @@ class Welcome(_Message, tag=16, frozen=True):
 class Label(_Message, tag=17, frozen=True):
     """An operator's answer to a query (reliable). `answer` is a class name, or "" for "don't know".
 
-    wrong: the tile is not of this class. new: the drone may not know the class yet, and adds it.
+    wrong: the tile is not of the class `answer`. new: `answer` may be a class that the drone does not know yet, and is
+    added then. An operator who finds the drone's guess right sends its class, as if it had been chosen.
     """
 
     id: int

@@ -13,8 +13,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from link.messages import MAX_ANSWERS, MAX_CLASS_CHARS
 from models.errors import ArtifactError
-from models.model import MAX_CLASSES, Model
+from models.model import Model
 from onboard.config import Learning
 from onboard.head import fit_and_judge, head_logits
 from onboard.memory import Lesson, Memory, Packing, joined, products, rounded
@@ -33,7 +34,6 @@ GATE_P = 0.05
 """A candidate is refused when its losses before the judges are this unlikely by chance (one-sided sign test)."""
 GATE_TOP_SHARE = 0.98
 """A candidate that calls this share of the recent tiles one class is refused if the model in force does not."""
-MAX_CLASS_NAME = 40
 STATE_VERSION = 2
 
 Floats32 = NDArray[np.float32]
@@ -178,8 +178,8 @@ class Learner:
         if given.answer in classes:
             return True
         name = given.answer
-        proper = name.isprintable() and name == name.strip() and 0 < len(name) <= MAX_CLASS_NAME
-        return given.new and not given.wrong and proper and len(classes) < MAX_CLASSES
+        proper = name.isprintable() and name == name.strip() and 0 < len(name) <= MAX_CLASS_CHARS
+        return given.new and not given.wrong and proper and len(classes) < MAX_ANSWERS
 
     def _classes(self) -> tuple[str, ...]:
         """The base's classes, then the new ones that labels name, in the order of those labels."""

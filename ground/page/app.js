@@ -1,10 +1,12 @@
 // The operator's page: shows how a drone is and where, asks its questions one by one, and sends the answers.
 // One key answers and the next question is there at once; the answer travels in the background.
 
+import { listFacts } from "./facts.js";
 import { FlightMap, drawGrid } from "./map.js";
 
 const SILENCE_MS = 12000; // the station says something every 5 s
 const COLOURS = 10;
+const MAX_LINES = 5; // classes that a small screen has room for below each other
 const MAX_TRACK = 4000; // points
 const $ = (id) => document.getElementById(id);
 const make = (tag, props = {}, ...children) => {
@@ -19,13 +21,15 @@ const state = {
   queue: [], // its open questions, oldest first
   open: 0, // how many there are in all
   pending: new Set(), // questions answered here, the station may still list them as open
-  given: [], // answers given here: {query, answer, label: Promise}, the latest last
+  given: [], // answers given here: {query, label: Promise}, the latest last
   lost: false,
 };
 
 const drone = () => state.drones.get(state.name);
+/** What can be answered: what the drone knows, then the new classes that it has not confirmed. */
+const classes = () => [...(drone()?.classes ?? []), ...(drone()?.pending ?? [])];
 const classColour = (name) => {
-  const index = drone()?.classes.indexOf(name) ?? -1;
+  const index = classes().indexOf(name);
   return index < 0 ? "--soft" : `--c${index % COLOURS}`;
 };
 const flightMap = new FlightMap($("map"), (moved) => ($("fit").hidden = !moved));
@@ -118,23 +122,51 @@ function listen() {
 
 // --- answering -----------------------------------------------------------------------------------------------------
 
-function answer(text) {
+/** Send an answer to the question on screen: {answer: class or ""}, {answer, new: true} or {verdict}. */
+function answer(body) {
   const query = state.queue[0];
   if (!query || state.lost) return;
   state.queue.shift();
   state.open -= 1;
   state.pending.add(query.id);
-  const label = call("/api/labels", "POST", { drone: query.drone, query: query.id, answer: text }).then((r) => r.label);
-  const given = { query, answer: text, label };
+  const label = call("/api/labels", "POST", { drone: query.drone, query: query.id, ...body }).then((r) => r.label);
+  const given = { query, label };
   state.given.push(given);
   label.catch((error) => {
     state.given = state.given.filter((g) => g !== given);
     state.pending.delete(query.id);
     toast(error.status === 409 ? "Somebody else has answered this one." : `The answer was not stored: ${error.message}`);
+    stateSoon();
     queueSoon();
   });
   showQuestion();
   if (state.queue.length < 5) queueSoon();
+}
+
+function judge(verdict) {
+  if (state.queue[0]?.guess) answer({ verdict });
+}
+
+/** Show or hide the line for the name of a new class. */
+function naming(on) {
+  const open = on && Boolean(state.queue[0]) && !state.lost;
+  $("naming").hidden = !open;
+  $("rest").hidden = open;
+  $("name").value = "";
+  if (open) $("name").focus();
+  else $("name").blur(); // at once, so that the next key is an answer
+}
+
+function addClass() {
+  const typed = $("name").value.trim();
+  if (!typed || !state.queue[0] || state.lost) return;
+  const name = classes().find((c) => c.toLowerCase() === typed.toLowerCase()) ?? typed;
+  if (!classes().includes(name)) {
+    drone().pending.push(name); // at once, for the next tile; the station says what became of it
+    showAnswers();
+  }
+  naming(false);
+  answer({ answer: name, new: true });
 }
 
 async function undo() {
@@ -160,14 +192,26 @@ async function undo() {
 
 addEventListener("keydown", (event) => {
   if (event.repeat || event.ctrlKey || event.metaKey || event.altKey || state.name === null) return;
-  if (event.key === "Escape") $("commands").open = false;
+  const key = event.key.toLowerCase();
+  if (key === "escape") {
+    $("commands").open = false;
+    naming(false);
+  }
+  if (event.target === $("name")) return; // letters are letters there
   const onControl = document.activeElement?.closest("button, summary, a");
-  if (event.key === " " && onControl) return; // there, space presses what has the focus
-  if (event.key === "0" || event.key === " ") answer("");
-  else if (event.key.toLowerCase() === "u") undo();
-  else if (/^[1-9]$/.test(event.key) && drone().classes[event.key - 1]) answer(drone().classes[event.key - 1]);
+  if ((key === " " || key === "enter") && onControl) return; // there, they press what has the focus
+  if (key === "enter") judge("right");
+  else if (key === "x" || key === "backspace") judge("wrong");
+  else if (key === "n") naming(true);
+  else if (key === "0" || key === " ") answer({ answer: "" });
+  else if (key === "u") undo();
+  else if (/^[1-9]$/.test(key) && classes()[key - 1]) answer({ answer: classes()[key - 1] });
   else return;
   event.preventDefault();
+});
+addEventListener("click", (event) => {
+  const pressed = document.activeElement;
+  if (event.detail && pressed?.matches("button")) pressed.blur(); // with the mouse: keys are answers again
 });
 
 // --- showing -------------------------------------------------------------------------------------------------------
@@ -190,7 +234,7 @@ function setLost(lost) {
   const text = lost ? "Connection to the station is lost. Trying again…" : "Station connected";
   if (line.textContent !== text) line.textContent = text;
   line.classList.toggle("lost", lost);
-  for (const button of $("answers").children) button.disabled = lost;
+  for (const button of document.querySelectorAll(".side button")) button.disabled = lost;
 }
 
 function show() {
@@ -204,7 +248,7 @@ function show() {
   showMap(known);
   showSeen(known);
   showRecent(known);
-  if ($("answers").dataset.classes !== JSON.stringify(known.classes)) showAnswers();
+  if ($("classes").dataset.shown !== answerable()) showAnswers();
   if (!state.queue.length) showQuestion();
 }
 
@@ -223,37 +267,10 @@ function showDrones() {
   buttons[had]?.focus();
 }
 
-const MIRROR = {
-  equal: ["✓ mirror equal", "good"],
-  behind: ["… catching up", "warn"],
-  differs: ["✗ mirror differs", "bad"],
-  none: ["✗ no mirror", "bad"],
-};
-const digits = (x) => x.toFixed(x < 10 ? 1 : 0);
-const bytes = (n) => (n < 1e3 ? `${n} B` : n < 1e6 ? `${digits(n / 1e3)} kB` : `${digits(n / 1e6)} MB`);
-const ago = (s) => (s < 90 ? `${Math.max(0, Math.round(s))} s` : s < 5400 ? `${Math.round(s / 60)} min` : `${Math.round(s / 3600)} h`);
-
 function showFacts() {
   const d = drone();
   if (!d) return;
-  const s = d.status;
-  const [mirror, mood] = MIRROR[d.mirror];
-  const away = `away for ${ago(Date.now() / 1000 - d.seen_s)}`;
-  const facts = [
-    ["Link", d.connected ? "connected" : away, d.connected ? "good" : "bad"],
-    [`Model ${d.model_hash.slice(0, 8)}`, mirror, `${mood} wide`, d.model_hash],
-    ["Frame", s.frame.toLocaleString("en")],
-    ["Rate", `${s.fps.toFixed(1)} fps`],
-    ["Latency", `${s.latency_ms.toFixed(0)} ms`, "minor"],
-    ["Dropped", s.dropped, s.dropped ? "warn" : ""],
-    ["Learner", s.learner],
-    ["Labels", s.labels === d.labels ? d.labels : `${s.labels} of ${d.labels}`, "", "used by the drone, of all answers"],
-    ["Updates", s.updates, "minor"],
-    ["Rolled back", s.rollbacks, s.rollbacks ? "warn minor" : "minor"],
-    ["Up / down", `${bytes(d.link.up)} / ${bytes(d.link.down)}`],
-    ["Recorder", s.recorder, "minor rare"],
-  ];
-  const nodes = facts.map(([name, value, kind = "", title = ""]) =>
+  const nodes = listFacts(d).map(([name, value, kind = "", title = ""]) =>
     make("div", { className: kind },
       make("dt", { textContent: name }),
       make("dd", { textContent: value, title })),
@@ -277,28 +294,31 @@ function showSeen(d) {
   drawGrid($("grid"), d.seen, d.classes, classColour);
 }
 
+const answerable = () => JSON.stringify([drone()?.classes, drone()?.pending]);
+
 function showAnswers() {
-  const classes = drone()?.classes ?? [];
-  const button = (name, text, key, kind) => {
-    const node = make("button", { type: "button", className: kind, disabled: state.lost },
-      make("span", { className: "name", textContent: name }), ...(key ? [make("kbd", { textContent: key })] : []));
-    if (text) node.style.setProperty("--class", `var(${classColour(text)})`);
-    node.onclick = (event) => {
-      if (event.detail) node.blur(); // pressed with the mouse: space means "don't know" again
-      answer(text);
-    };
+  const known = drone()?.classes ?? [];
+  const buttons = classes().map((name, i) => {
+    const text = make("span", { className: "name", textContent: name });
+    const node = make("button", { type: "button", disabled: state.lost, onclick: () => answer({ answer: name }) }, text);
+    if (!known.includes(name)) {
+      node.className = "pending";
+      text.append(" ", make("span", { className: "tag", textContent: "new", title: "not confirmed by the drone yet" }));
+    }
+    if (i < 9) node.append(make("kbd", { textContent: i + 1 }));
+    node.style.setProperty("--class", `var(${classColour(name)})`);
     return node;
-  };
-  const buttons = classes.map((name, i) => button(name, name, i < 9 ? i + 1 : "", ""));
-  $("answers").replaceChildren(...buttons, button("Don’t know", "", "0", "unsure"));
-  $("answers").dataset.classes = JSON.stringify(classes);
+  });
+  $("classes").replaceChildren(...buttons);
+  $("classes").classList.toggle("many", buttons.length > MAX_LINES);
+  $("classes").dataset.shown = answerable();
   const entry = (text, variable) => {
     const mark = make("i");
     if (variable) mark.style.setProperty("--class", `var(${variable})`);
     return make("li", {}, mark, text);
   };
-  const entries = classes.map((name) => entry(name, classColour(name)));
-  $("legend").replaceChildren(...entries, entry("don’t know", "--soft"), entry("open"));
+  const entries = classes().map((name) => entry(name, classColour(name)));
+  $("legend").replaceChildren(...entries, entry("no class", "--soft"), entry("open"));
 }
 
 function showQuestion() {
@@ -310,6 +330,8 @@ function showQuestion() {
   $("count").textContent = state.open > 0 ? `${state.open} open` : "";
   $("undo").disabled = !state.given.length && !d.recent.length;
   flightMap.show({ current: query?.id });
+  if ($("naming").dataset.id !== query?.id) naming(false); // a name is for the tile that it was begun at
+  $("naming").dataset.id = query?.id;
   if (!query) {
     $("why").textContent = d.connected
       ? "The drone asks when it is not sure. Its next question appears here by itself."
@@ -333,13 +355,16 @@ function showGuess(query) {
   bar.style.setProperty("--share", `${percent}%`);
   bar.style.setProperty("--class", `var(${classColour(query.guess)})`);
   $("guess").replaceChildren(make("p", { className: "label", textContent: "The drone’s guess" }), line, bar);
+  $("verdict").hidden = !query.guess;
 }
 
 function showRecent(d) {
   const items = d.recent.map((q) => {
+    const text = q.wrong ? `not ${q.answer}` : q.answer || "don’t know";
+    const guessed = q.guess === q.answer && !q.wrong ? "as guessed" : `guessed ${q.guess || "nothing"}`;
     const item = make("li", {}, make("img", { src: q.url, alt: "", loading: "lazy" }),
-      make("span", { textContent: q.answer || "don’t know", title: q.guess === q.answer ? "as guessed" : `guessed ${q.guess || "nothing"}` }));
-    if (q.answer) item.style.setProperty("--class", `var(${classColour(q.answer)})`);
+      make("span", { textContent: text, title: `${text}, ${guessed}` }));
+    if (q.answer && !q.wrong) item.style.setProperty("--class", `var(${classColour(q.answer)})`);
     return item;
   });
   $("recent").replaceChildren(...(items.length ? items : [make("li", { className: "none", textContent: "None yet." })]));
@@ -354,6 +379,14 @@ function toast(text) {
 }
 
 $("undo").onclick = undo;
+$("add").onclick = () => naming(true);
+$("leave").onclick = () => naming(false);
+$("unsure").onclick = () => answer({ answer: "" });
+for (const button of $("verdict").children) button.onclick = () => judge(button.dataset.verdict);
+$("naming").onsubmit = (event) => {
+  event.preventDefault();
+  addClass();
+};
 $("fit").onclick = () => flightMap.fit();
 addEventListener("resize", () => drone() && showSeen(drone()));
 for (const button of document.querySelectorAll("[data-action]")) {

@@ -109,6 +109,28 @@ def test_answers_from_a_file_reach_the_drone_while_the_station_runs(ground, dron
     assert "answers.csv:2: drone 'kestrel' has not asked question 5" in capsys.readouterr().err
 
 
+def test_wrong_and_new_classes_from_a_file(ground, drone, capsys):
+    drone.fly()
+    guess = ground.get("/api/queries?drone=kestrel")["queries"][2]["guess"]
+    file = ground.folder / "answers.csv"
+    lines = [f"kestrel,{FIRST},rock,,1", f"kestrel,{SECOND},rock,,", f"kestrel,{THIRD},,{guess},"]
+    file.write_text("\n".join(["drone,query,answer,wrong,new", *lines, ""]))
+    assert main(["labels", str(file), "--data", str(ground.data)]) == 0
+    sent = [drone.take(Label) for _ in range(3)]
+    assert [(m.answer, m.wrong, m.new) for m in sent] == [
+        ("rock", False, True),
+        ("rock", False, True),
+        (guess, True, False),
+    ]
+    assert ground.drone()["pending"] == ["rock"]
+    assert main(["export", str(ground.folder / "out.json"), "--data", str(ground.data)]) == 0
+    assert "2 answers (1 that name no class are left out)" in capsys.readouterr().out
+    file.write_text(f"drone,query,answer,new\nkestrel,{THIRD},{'x' * 41},1\n")
+    assert main(["labels", str(file), "--data", str(ground.data)]) == 1
+    err = capsys.readouterr().err
+    assert ("answers.csv:2: 'xxx" in err, "cannot name a class" in err, err.count("\n")) == (True, True, 1)
+
+
 def run(*arguments):
     done = subprocess.run([sys.executable, "-c", SERVE, *arguments], capture_output=True, text=True, timeout=30)
     return done.returncode, done.stdout, done.stderr

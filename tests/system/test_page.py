@@ -3,9 +3,11 @@
 import shutil
 import signal
 
+import msgspec
 import pytest
 
-from link.messages import Control, Label, Undo
+from link.messages import Control, Label, Query, Undo
+from tests.ground_flight import flight, step
 from tests.system.ground_process import WAIT_S, Drone
 
 chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -116,6 +118,136 @@ def test_undo_brings_the_question_back(ground, drone, page):
     expect(page.locator("#recent li")).to_have_text(["None yet."])
 
 
+def test_right_and_wrong_are_one_key_each(ground, drone, page):
+    drone.fly(17)
+    guesses = [q["guess"] for q in ground.get("/api/queries?drone=kestrel")["queries"]]
+    assert len([guess for guess in guesses if guess]) == 5
+    page.goto(ground.url)
+    expect(page.locator("#tile")).to_have_attribute("data-id", str(FIRST))
+    for key in ("Enter", "x", "Backspace"):
+        page.keyboard.press(key)
+    page.get_by_role("button", name="Wrong").click()
+    page.keyboard.press("Enter")  # the button that was pressed with the mouse does not take it
+    given = [drone.take(Label) for _ in range(5)]
+    assert [(m.query - FIRST, m.wrong, m.new) for m in given] == [
+        (0, False, False),
+        (4, True, False),
+        (8, True, False),
+        (12, True, False),
+        (16, False, False),
+    ]
+    assert [m.answer for m in given] == guesses
+    words = [f"{'not ' if wrong else ''}{guess}" for wrong, guess in zip((0, 1, 1, 1, 0), guesses, strict=True)]
+    expect(page.locator("#recent li")).to_have_text(words[::-1])
+    page.keyboard.press("u")
+    page.keyboard.press("u")
+    assert [drone.take(Undo).label for _ in range(2)] == [given[4].id, given[3].id]
+    expect(page.locator("#count")).to_have_text("2 open")
+    expect(page.locator("#recent li")).to_have_text(words[2::-1])
+    assert page.problems == []
+
+
+def test_without_a_guess_there_is_no_right_or_wrong(ground, drone, page):
+    drone.fly(1)
+    question = next(m for messages in flight(1) for m in messages if isinstance(m, Query))
+    drone.link.post(msgspec.structs.replace(question, id=FIRST + 1, guess=-1))
+    page.goto(ground.url)
+    expect(page.locator("#verdict")).to_be_visible()
+    expect(page.locator("#count")).to_have_text("2 open")
+    page.keyboard.press("Enter")
+    expect(page.locator("#guess")).to_contain_text("no idea")
+    expect(page.locator("#verdict")).to_be_hidden()
+    page.keyboard.press("Enter")
+    page.keyboard.press("x")
+    page.keyboard.press("2")
+    assert [drone.take(Label).query for _ in range(2)] == [FIRST, FIRST + 1]
+    assert ground.drone()["recent"][0]["answer"] == "road"
+
+
+def test_a_new_class_in_flight(ground, drone, page):
+    drone.fly(25)
+    page.goto(ground.url)
+    expect(page.locator("#tile")).to_have_attribute("data-id", str(FIRST))
+    answers = page.get_by_role("group", name="Answers")
+    page.keyboard.press("n")
+    expect(page.locator("#name")).to_be_focused()
+    page.keyboard.type("x1 0n")  # none of these letters is an answer here
+    expect(page.locator("#name")).to_have_value("x1 0n")
+    page.keyboard.press("Escape")
+    expect(page.locator("#naming")).to_be_hidden()
+    expect(page.locator("#tile")).to_have_attribute("data-id", str(FIRST))
+    page.keyboard.press("n")
+    page.keyboard.press("Enter")  # no name, no class
+    page.keyboard.type(" rock ")
+    page.keyboard.press("Enter")
+    page.keyboard.press("5")  # at once, while the drone does not know of it
+    assert [(m.query, m.answer, m.new) for m in (drone.take(Label), drone.take(Label))] == [
+        (FIRST, "rock", True),
+        (SECOND, "rock", True),
+    ]
+    expect(page.locator("#tile")).to_have_attribute("data-id", str(THIRD))
+    expect(answers.get_by_role("button", name="rock new 5")).to_be_visible()
+    expect(page.locator("#legend")).to_contain_text("rock")
+    page.reload()
+    expect(answers.get_by_role("button", name="rock new 5")).to_be_visible()
+
+    answers.get_by_role("button", name="New class").click()
+    page.keyboard.type("Rock")  # it is there
+    page.get_by_role("button", name="Add").click()
+    assert (drone.take(Label).answer, ground.drone()["pending"]) == ("rock", ["rock"])
+    before, drone.model = drone.model, drone.model.with_classes((*drone.model.classes, "rock"))
+    drone.link.post(step(before, drone.model, 9, reason="classes"))
+    expect(answers.get_by_role("button", name="rock 5")).to_be_visible()
+    page.keyboard.press("5")
+    confirmed = drone.take(Label)
+    assert (confirmed.answer, confirmed.new) == ("rock", False)
+
+    page.keyboard.press("n")
+    page.keyboard.type("mud")
+    assert ground.send("POST", "/api/labels", drone="kestrel", query=str(FIRST + 16), answer="road")[0] == 201
+    expect(page.locator("#naming")).to_be_hidden()  # somebody else answered: the name was meant for that tile
+    page.keyboard.press("n")
+    page.keyboard.type("mud")
+    page.keyboard.press("Enter")
+    expect(answers.get_by_role("button", name="mud new 6")).to_be_visible()
+    page.keyboard.press("u")
+    expect(answers.get_by_role("button", name="mud new 6")).to_be_hidden()
+    assert page.problems == []
+
+
+def test_many_classes_leave_the_other_answers_in_sight(ground, drone, page):
+    drone.fly(1)
+    page.goto(ground.url)
+    expect(page.locator("#tile")).to_have_attribute("data-id", str(FIRST))
+    for count in (6, 12, 32):
+        before, drone.model = drone.model, drone.model.with_classes(tuple(f"class {i}" for i in range(count)))
+        drone.link.post(step(before, drone.model, count, reason="classes"))
+        expect(page.locator("#classes button")).to_have_count(count)
+        for name in ("Right", "Wrong", "New class", "Don’t know"):
+            # what lies at the middle of the button is the button: neither hidden nor covered
+            assert page.get_by_role("button", name=name).evaluate(
+                "b => { const r = b.getBoundingClientRect();"
+                " return b.contains(document.elementFromPoint(r.x + r.width / 2, r.y + r.height / 2)); }"
+            ), (name, count)
+
+
+def test_a_new_class_that_the_station_refuses_is_told(ground, drone, page):
+    drone.fly(1)
+    before, drone.model = drone.model, drone.model.with_classes(tuple(f"class {i}" for i in range(32)))
+    drone.link.post(step(before, drone.model, 9, reason="classes"))
+    page.goto(ground.url)
+    expect(page.locator("#classes button")).to_have_count(32)
+    expect(page.locator("#tile")).to_have_attribute("data-id", str(FIRST))
+    page.keyboard.press("n")
+    page.keyboard.type("mud")
+    page.keyboard.press("Enter")
+    expect(page.locator("#toast")).to_contain_text("has 32 classes and no more than 32 can be told apart")
+    expect(page.locator("#classes button")).to_have_count(32)
+    expect(page.locator("#tile")).to_have_attribute("data-id", str(FIRST))
+    expect(page.locator("#count")).to_have_text("1 open")
+    assert ground.drone()["labels"] == 0
+
+
 def test_an_answer_of_somebody_else_is_told(ground, drone, page):
     drone.fly()
     page.goto(ground.url)
@@ -171,7 +303,14 @@ def test_it_fits_the_screen_and_can_be_used_without_seeing_it(ground, drone, pag
             assert page.evaluate("() => document.documentElement.scrollHeight") <= height
         unsure = page.get_by_role("button", name="Don’t know").bounding_box()
         assert unsure["y"] + unsure["height"] <= height or height < 700  # every answer without scrolling
-    expect(page.get_by_role("group", name="Answers").get_by_role("button")).to_have_count(5)
+        page.keyboard.press("n")
+        side = page.locator(".side").bounding_box()
+        for part in page.locator(".side button:visible, .side input:visible").all():
+            box = part.bounding_box()
+            assert side["x"] <= box["x"] < box["x"] + box["width"] <= side["x"] + side["width"]
+            assert box["height"] >= 44  # a thumb
+        page.keyboard.press("Escape")
+    expect(page.get_by_role("group", name="Answers").get_by_role("button")).to_have_count(6)
     expect(page.get_by_role("img", name="Picture of row 3, column 1 in frame 0")).to_be_visible()
     expect(page.get_by_role("img", name="Track of the drone and where it asked")).to_be_visible()
     page.keyboard.press("Tab")

@@ -5,6 +5,7 @@ import math
 import msgspec
 import pytest
 
+from ground.rows import Given
 from ground.serve import base_finder, parse_http
 from ground.station import Station
 from ground.store import StorageError, Store, UnknownError
@@ -171,9 +172,10 @@ def test_new_classes_come_with_the_model(bench):
     bench.receive(hello(bench.base, bench.base))
     bench.receive(step(bench.base, more, 1, reason="classes"))
     assert bench.state["classes"] == (*CLASSES, "water")
-    bench.station.check_answer("kestrel", "water")
+    bench.receive(hello(bench.base, bench.base))  # which names the classes of the base
+    assert bench.state["classes"] == (*CLASSES, "water")
     bench.restart()
-    bench.station.check_answer("kestrel", "water")
+    assert bench.state["classes"] == (*CLASSES, "water")
 
 
 @pytest.mark.parametrize(
@@ -251,9 +253,9 @@ def test_what_cannot_be_stored_stays_with_the_link(bench, query):
 def test_an_answer_is_sent_and_an_undo_too(bench, query):
     bench.receive(hello(bench.base, bench.base))
     bench.receive(query)
-    label = bench.station.answer("kestrel", query.id, "road")
+    label = bench.station.answer(Given("kestrel", query.id, "road"))
     bench.station.undo(label)
-    second = bench.station.answer("kestrel", query.id, "")
+    second = bench.station.answer(Given("kestrel", query.id, ""))
     wanted = [
         Label(id=label, query=query.id, answer="road"),
         Undo(label=label),
@@ -266,19 +268,79 @@ def test_an_answer_must_be_a_class_of_the_drone(bench, query):
     bench.receive(hello(bench.base, bench.base))
     bench.receive(query)
     with pytest.raises(StationError, match="does not know the class 'volcano'"):
-        bench.station.answer("kestrel", query.id, "volcano")
+        bench.station.answer(Given("kestrel", query.id, "volcano"))
     with pytest.raises(UnknownError, match="no drone 'owl'"):
-        bench.station.answer("owl", query.id, "road")
+        bench.station.answer(Given("owl", query.id, "road"))
     with pytest.raises(StationError, match="no action 'explode'"):
         bench.station.control("kestrel", "explode")
     assert bench.store.count_labels("kestrel") == 0
+
+
+def test_right_and_wrong_are_about_the_guess(bench, query):
+    bench.receive(hello(bench.base, bench.base))
+    for number, guess in ((1, 1), (2, 2), (3, -1)):
+        bench.receive(msgspec.structs.replace(query, id=number, guess=guess))
+    right = bench.station.judge("kestrel", 1, right=True)
+    wrong = bench.station.judge("kestrel", 2, right=False)
+    with pytest.raises(StationError, match=r"question 3 .* no guess to be right or wrong: answer a class"):
+        bench.station.judge("kestrel", 3, right=True)
+    with pytest.raises(UnknownError, match="has not asked question 4"):
+        bench.station.judge("kestrel", 4, right=True)
+    bench.station.undo(wrong)
+    sent = [m for _, m in bench.wire.posted if isinstance(m, Label | Undo)]
+    assert sent == [
+        Label(id=right, query=1, answer="road"),
+        Label(id=wrong, query=2, answer="trees", wrong=True),
+        Undo(label=wrong),
+    ]
+    again = bench.station.judge("kestrel", 2, right=False)
+    place = bench.station.describe_map("kestrel")["asked"]
+    assert [asked[2:] for asked in place] == [["road", "1"], ["", "2"], [None, "3"]]
+    assert bench.store.answered()[-1].label == again
+
+
+def test_a_new_class_waits_until_a_delta_confirms_it(bench, query):
+    bench.receive(hello(bench.base, bench.base))
+    for number in range(1, 6):
+        bench.receive(msgspec.structs.replace(query, id=number))
+    first = bench.station.answer(Given("kestrel", 1, "rock", new=True))
+    assert (bench.state["classes"], bench.state["pending"]) == (CLASSES, ["rock"])
+    second = bench.station.answer(Given("kestrel", 2, "rock"))  # no need to say it again
+    bench.station.undo(first)
+    assert bench.state["pending"] == ["rock"]
+    assert bench.wire.take(Label) == [
+        Label(id=first, query=1, answer="rock", new=True),
+        Label(id=second, query=2, answer="rock", new=True),  # the drone may hear of it here for the first time
+    ]
+    bench.restart()
+    assert bench.state["pending"] == ["rock"]
+    more = bench.base.with_classes((*CLASSES, "rock"))
+    bench.receive(step(bench.base, more, 1, reason="classes"))
+    assert (bench.state["classes"], bench.state["pending"]) == ((*CLASSES, "rock"), [])
+    third = bench.station.answer(Given("kestrel", 3, "rock"))
+    road = bench.station.answer(Given("kestrel", 4, "road", new=True))  # it is there: just this class
+    assert bench.wire.take(Label) == [
+        Label(id=third, query=3, answer="rock"),
+        Label(id=road, query=4, answer="road"),
+    ]
+    bench.receive(step(more, bench.base, 2, reason="anchor"))  # it forgot: an answer adds it again
+    assert (bench.state["classes"], bench.state["pending"]) == (CLASSES, ["rock"])
+
+
+def test_a_new_class_that_was_taken_back_is_gone(bench, query):
+    bench.receive(hello(bench.base, bench.base))
+    bench.receive(query)
+    bench.station.undo(bench.station.answer(Given("kestrel", query.id, "rock", new=True)))
+    assert bench.state["pending"] == []
+    with pytest.raises(StationError, match="does not know the class 'rock'"):
+        bench.station.answer(Given("kestrel", query.id, "rock"))
 
 
 def test_an_answer_waits_where_the_link_does_not_take_it(bench, query):
     bench.receive(hello(bench.base, bench.base))
     bench.receive(query)
     bench.wire.fails = True
-    label = bench.station.answer("kestrel", query.id, "road")
+    label = bench.station.answer(Given("kestrel", query.id, "road"))
     bench.station.tick()
     bench.wire.fails = False
     bench.station.tick()

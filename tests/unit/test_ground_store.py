@@ -1,11 +1,18 @@
 """The station's database: what was committed stays, what came twice counts once, answers are append only."""
 
+import os
+import pwd
+import shutil
 import sqlite3
+import subprocess
+import tempfile
+from pathlib import Path
 
 import msgspec
 import pytest
 
-from ground.store import ConflictError, StorageError, Store, UnknownError, Unsent
+from ground.rows import Given, Unsent
+from ground.store import ConflictError, StorageError, Store, UnknownError
 from link.messages import Delta, Detections, Query, Status
 from tests.ground_flight import hello, small_model
 
@@ -95,10 +102,41 @@ def test_an_undo_is_not_sent_before_its_answer(store):
     assert store.unsent("kestrel") == [Unsent("kestrel", label)]
 
 
+def test_what_is_wrong_and_what_is_new_is_kept_and_sent(store, tmp_path):
+    for number in (1, 2, 3):
+        store.add_query("kestrel", query(number), "road")
+    assert not store.query("kestrel", 1).wrong
+    wrong = store.add_label("kestrel", 1, "road", wrong=True)
+    rock = store.add_label("kestrel", 2, "rock", new=True)
+    assert store.unsent("kestrel") == [
+        Unsent("kestrel", wrong, 1, "road", wrong=True),
+        Unsent("kestrel", rock, 2, "rock", new=True),
+    ]
+    assert rows(tmp_path, 'SELECT answer, wrong, "new" FROM labels ORDER BY id') == [("road", 1, 0), ("rock", 0, 1)]
+    assert [(q.answer, q.wrong, q.new) for q in store.answered()] == [("road", True, False), ("rock", False, True)]
+    with pytest.raises(ConflictError, match="already has the answer not 'road'"):
+        store.add_label("kestrel", 1, "trees")
+
+
+def test_new_classes_are_those_of_answers_in_force(store):
+    for number in (1, 2, 3, 4):
+        store.add_query("kestrel", query(number), "road")
+    first = store.add_label("kestrel", 1, "rock", new=True)
+    store.add_label("kestrel", 2, "mud", new=True)
+    second = store.add_label("kestrel", 3, "rock", new=True)
+    store.add_label("kestrel", 4, "road")
+    assert store.new_classes("kestrel") == ["rock", "mud"]
+    assert store.new_classes("owl") == []
+    store.undo_label(first)
+    assert store.new_classes("kestrel") == ["mud", "rock"]
+    store.undo_label(second)
+    assert store.new_classes("kestrel") == ["mud"]
+
+
 def test_answers_are_stored_all_or_none(store):
     store.add_query("kestrel", query(1), "object")
     with pytest.raises(UnknownError, match="has not asked question 7"):
-        store.add_labels([("kestrel", 1, "road"), ("kestrel", 7, "road")])
+        store.add_labels([Given("kestrel", 1, "road"), Given("kestrel", 7, "road")])
     assert store.count_labels("kestrel") == 0
     with pytest.raises(UnknownError, match="no answer 12"):
         store.undo_label(12)
@@ -160,6 +198,88 @@ def test_a_database_that_is_none_or_of_another_version_is_told(tmp_path):
     db.close()
     with pytest.raises(StorageError, match="version 99"):
         Store.in_folder(tmp_path / "data")
+
+
+# The table as version 1 made it, written down from its file.
+LABELS_OF_VERSION_1 = """
+    DROP TABLE labels;
+    CREATE TABLE labels (id BIGINT NOT NULL, drone VARCHAR(64) NOT NULL, query VARCHAR(20) NOT NULL,
+        answer VARCHAR NOT NULL, t_ns BIGINT NOT NULL, sent BOOLEAN NOT NULL, PRIMARY KEY (id));
+    CREATE INDEX ix_labels_query ON labels (query);
+    CREATE INDEX ix_labels_sent ON labels (sent);
+    INSERT INTO labels VALUES (7, 'kestrel', '1', 'road', 9, {true}), (8, 'kestrel', '2', '', 9, {false});
+    UPDATE schema SET version = 1;
+"""
+
+
+def check_a_store_of_version_1(open_store):
+    for _ in range(2):  # the second time it is of today's version
+        store = open_store()
+        assert [(q.label, q.answer, q.wrong, q.new) for q in store.answered()][:2] == [
+            (7, "road", False, False),
+            (8, "", False, False),
+        ]
+        assert store.unsent("kestrel")[0] == Unsent("kestrel", 8, 2, "")
+        store.close()
+    store = open_store()
+    store.add_label("kestrel", 3, "road", wrong=True)
+    store.add_label("kestrel", 4, "rock", new=True)
+    assert [(q.answer, q.wrong) for q in store.answered()][2:] == [("road", True), ("rock", False)]
+    assert store.new_classes("kestrel") == ["rock"]
+    assert store.undo_label(7) == ("kestrel", 1)
+    store.close()
+
+
+def test_a_file_of_version_1_is_brought_up_to_date(tmp_path):
+    store = Store.in_folder(tmp_path / "data")
+    for number in (1, 2, 3, 4):
+        store.add_query("kestrel", query(number), "road")
+    store.close()
+    with sqlite3.connect(tmp_path / "data" / "station.db") as db:
+        db.executescript(LABELS_OF_VERSION_1.format(true=1, false=0))
+    db.close()
+    check_a_store_of_version_1(lambda: Store.in_folder(tmp_path / "data"))
+    assert rows(tmp_path, "SELECT version FROM schema") == [(2,)]
+
+
+@pytest.fixture
+def postgres(tmp_path):
+    """The URL of a PostgreSQL server of this test; it listens on a socket in a folder only."""
+    pytest.importorskip("psycopg", reason="the extra fleet is not installed")
+    tool = shutil.which("pg_ctl") or next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"))), None)
+    if tool is None:
+        pytest.skip("no PostgreSQL server on this machine")
+    # the server refuses to run as root
+    other = pwd.getpwnam("nobody") if os.geteuid() == 0 else None
+    with tempfile.TemporaryDirectory(prefix="pg") as folder:
+        if other is not None:
+            os.chown(folder, other.pw_uid, other.pw_gid)
+
+        def run(*arguments):
+            uid, gid = (other.pw_uid, other.pw_gid) if other is not None else (None, None)
+            subprocess.run(
+                [tool, "-D", f"{folder}/data", *arguments],
+                check=True, timeout=60, cwd=folder, user=uid, group=gid, extra_groups=None if uid is None else [],
+                stdout=subprocess.DEVNULL, env={"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"},
+            )  # fmt: skip
+
+        run("init", "-s", "-o", "-A trust -U kestrel --no-sync")
+        run("start", "-w", "-s", "-l", f"{folder}/log", "-o", f"-k {folder} -c listen_addresses='' -c fsync=off")
+        try:
+            yield f"postgresql+psycopg://kestrel@/postgres?host={folder}"
+        finally:
+            run("stop", "-m", "immediate", "-s")
+
+
+def test_a_postgresql_database_of_version_1_is_brought_up_to_date(postgres):
+    store = Store(postgres)
+    for number in (1, 2, 3, 4):
+        store.add_query("kestrel", query(number), "road")
+    with store._begin() as db:
+        for statement in LABELS_OF_VERSION_1.format(true="true", false="false").split(";")[:-1]:
+            db.exec_driver_sql(statement)
+    store.close()
+    check_a_store_of_version_1(lambda: Store(postgres))
 
 
 def test_a_password_stays_out_of_messages():

@@ -26,13 +26,14 @@ def store(tmp_path):
     store.close()
 
 
-def allow(drone, answer):
-    if answer not in ("", *CLASSES):
-        raise StationError(f"no class {answer}")
+def allow(given):
+    if not given.new and given.answer not in ("", *CLASSES):
+        raise StationError(f"no class {given.answer}")
+    return given
 
 
 def test_csv_and_crops(store, tmp_path):
-    assert export(store, tmp_path / "out" / "flight.csv") == 3
+    assert export(store, tmp_path / "out" / "flight.csv") == (3, 0)
     with (tmp_path / "out" / "flight.csv").open(newline="") as file:
         table = list(csv.DictReader(file))
     assert [row["answer"] for row in table] == ["road", "", "trees"]
@@ -43,7 +44,7 @@ def test_csv_and_crops(store, tmp_path):
 
 
 def test_coco_leaves_out_what_nobody_knew(store, tmp_path):
-    assert export(store, tmp_path / "flight.json") == 2
+    assert export(store, tmp_path / "flight.json") == (2, 1)
     data = json.loads((tmp_path / "flight.json").read_text())
     names = {c["id"]: c["name"] for c in data["categories"]}
     images = {i["id"]: i for i in data["images"]}
@@ -53,6 +54,66 @@ def test_coco_leaves_out_what_nobody_knew(store, tmp_path):
         height, width = cv2.imread(str(tmp_path / image["file_name"])).shape[:2]
         assert annotation["bbox"] == [0, 0, width, height]
         assert (image["width"], image["height"], annotation["area"]) == (width, height, width * height)
+
+
+@pytest.fixture
+def richer(store):
+    """The same with an answer that a class is wrong, and with a new class."""
+    for question, given in zip(
+        store.open_queries("kestrel", 2), (("road", True, False), ("rock", False, True)), strict=True
+    ):
+        store.add_label("kestrel", question.id, *given)
+    return store
+
+
+def test_what_is_wrong_is_no_label_in_csv_and_coco(richer, tmp_path):
+    assert export(richer, tmp_path / "flight.csv") == (5, 0)
+    with (tmp_path / "flight.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [(row["answer"], row["wrong"], row["new"]) for row in table] == [
+        ("road", "", "0"),
+        ("", "", "0"),
+        ("trees", "", "0"),
+        ("", "road", "0"),
+        ("rock", "", "1"),
+    ]
+    assert export(richer, tmp_path / "flight.json") == (3, 2)
+    data = json.loads((tmp_path / "flight.json").read_text())
+    names = {c["id"]: c["name"] for c in data["categories"]}
+    assert [names[a["category_id"]] for a in data["annotations"]] == ["road", "trees", "rock"]
+    assert len(data["images"]) == 3
+    assert "name a class" in data["info"]["description"]
+
+
+def test_wrong_and_new_come_back_from_csv(richer, tmp_path):
+    export(richer, tmp_path / "flight.csv")
+    other = Store.in_folder(tmp_path / "other")
+    for question in (m for messages in flight(41) for m in messages if isinstance(m, Query)):
+        other.add_query("kestrel", question, "")
+    assert read_csv(other, tmp_path / "flight.csv", allow) == (5, 0)
+    assert read_csv(other, tmp_path / "flight.csv", allow) == (0, 5)
+    kept = [[(q.id, q.answer, q.wrong, q.new) for q in s.answered()] for s in (other, richer)]
+    assert kept[0] == kept[1]
+    other.close()
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("road,trees,", "the answer is 'road' and 'trees' is wrong: leave one of them empty"),
+        (",volcano,", "no class volcano"),
+        ("rock,,yes", "new is 'yes': write 1"),
+        ("rock,,0", "no class rock"),
+        (",road", "not as many fields"),
+        (",road,", "the question has another answer, 'road'"),
+    ],
+)
+def test_a_line_with_a_wrong_wrong_or_new(store, tmp_path, line, reason):
+    file = tmp_path / "in.csv"
+    file.write_text(f"drone,query,answer,wrong,new\nkestrel,{7 << 32},{line}\n")
+    with pytest.raises(StationError, match=reason) as error:
+        read_csv(store, file, allow)
+    assert "in.csv:2:" in str(error.value)
 
 
 def test_what_was_exported_can_be_read_into_another_station(store, tmp_path):
@@ -119,6 +180,6 @@ def test_a_damaged_picture_does_not_stop_an_export(store, tmp_path):
     )
     store.add_query("kestrel", broken, "object")
     store.add_label("kestrel", 1, "object")
-    assert export(store, tmp_path / "flight.json") == 3
+    assert export(store, tmp_path / "flight.json") == (3, 1)
     data = json.loads((tmp_path / "flight.json").read_text())
     assert data["images"][-1]["width"] == 0

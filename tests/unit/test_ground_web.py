@@ -102,6 +102,44 @@ def test_an_answer_and_its_undo(client, station):
     client.delete(f"/api/labels/{response.json()['label']}")
 
 
+def test_a_verdict_and_a_new_class(client, station):
+    def give(**body):
+        response = client.post("/api/labels", json={"drone": "kestrel", "query": FIRST, **body})
+        assert response.status_code == 201
+        (drone,) = client.get("/api/state").json()["drones"]
+        (row,) = csv.DictReader(io.StringIO(client.get("/api/labels.csv").text))
+        label = response.json()["label"]
+        assert client.delete(f"/api/labels/{label}").status_code == 200
+        recent = drone["recent"][0]
+        return (recent["answer"], recent["wrong"], recent["new"]), drone["pending"], (row["answer"], row["wrong"])
+
+    guess = client.get("/api/queries?drone=kestrel").json()["queries"][0]["guess"]
+    assert guess in CLASSES
+    assert give(verdict="right") == ((guess, False, False), [], (guess, ""))
+    assert give(verdict="wrong") == ((guess, True, False), [], ("", guess))
+    assert give(answer="rock", new=True) == (("rock", False, True), ["rock"], ("rock", ""))
+    assert give(answer="Trees", new=True) == (("trees", False, False), [], ("trees", ""))
+    assert client.get("/api/state").json()["drones"][0]["pending"] == []
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ({}, "either an answer, which may be new, or a verdict"),
+        ({"answer": "road", "verdict": "right"}, "either an answer"),
+        ({"verdict": "right", "new": True}, "either an answer"),
+        ({"verdict": "maybe"}, "'maybe'"),
+        ({"answer": "rock", "new": "yes"}, "bool"),
+        ({"answer": "", "new": True}, "'' cannot name a class"),
+        ({"answer": "rock "}, "does not know the class 'rock '"),
+        ({"answer": "rock ", "new": True}, "'rock ' cannot name a class"),
+    ],
+)
+def test_labels_that_make_no_sense(client, body, reason):
+    response = client.post("/api/labels", json={"drone": "kestrel", "query": FIRST, **body})
+    assert (response.status_code, reason in response.json()["error"]) == (400, True), response.text
+
+
 @pytest.mark.parametrize(
     ("body", "status", "reason"),
     [

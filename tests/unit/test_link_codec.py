@@ -31,6 +31,8 @@ SAMPLES = [
     Welcome(protocol=1, t_ns=2**62, mirror_hash=A),
     Label(id=1, query=9, answer="object"),
     Label(id=2, query=10, answer=""),
+    Label(id=3, query=11, answer="road", wrong=True),
+    Label(id=4, query=12, answer="rock", new=True),
     Undo(label=1),
     Control(action="resync"),
     Mirror(model_hash=B, deltas=300),
@@ -57,7 +59,9 @@ def pack(*items):
     """MessagePack by hand, for the few types needed here: the codec is not checked by its own library."""
     out = bytes([0x90 + len(items)])
     for item in items:
-        if isinstance(item, int):
+        if isinstance(item, bool):
+            out += b"\xc3" if item else b"\xc2"
+        elif isinstance(item, int):
             out += bytes([item]) if 0 <= item < 128 else b"\xd2" + item.to_bytes(4, "big", signed=True)
         elif isinstance(item, str):
             out += bytes([0xA0 + len(item.encode())]) + item.encode()
@@ -67,13 +71,16 @@ def pack(*items):
 
 
 def test_bytes_against_the_specification():
-    assert encode(Label(id=3, query=4, answer="ja")) == pack(17, 3, 4, "ja")
+    assert encode(Label(id=3, query=4, answer="ja", new=True)) == pack(17, 3, 4, "ja", False, True)
     assert encode(Mirror(model_hash=b"\x01\x02", deltas=5)) == pack(20, b"\x01\x02", 5)
 
 
 def test_older_and_newer_versions_are_read():
     older = pack(5, A, B, 7, b"\xd1")  # before `labels` and `reason`
     assert decode(older) == Delta(parent=A, result=B, frame=7, payload=b"\xd1")
+    # recorded before `wrong` and `new`
+    assert decode(bytes.fromhex("94110109a66f626a656374")) == Label(id=1, query=9, answer="object")
+    assert decode(bytes.fromhex("9411020aa0")) == Label(id=2, query=10, answer="", wrong=False, new=False)
     assert decode(pack(18, 7, 1, "a field to come")) == Undo(label=7)
 
 
