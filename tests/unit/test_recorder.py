@@ -152,7 +152,14 @@ def test_our_messages_come_back(tmp_path, record):
     assert (channel.message_encoding, schema.name, schema.encoding) == ("msgpack", "hadanet.Label", "jsonschema")
     assert message.log_time == T0 + 7
     documented = json.loads(schema.data)
-    assert [place["title"] for place in documented["prefixItems"]] == ["tag", "id", "query", "answer"]
+    assert [place["title"] for place in documented["prefixItems"]] == [
+        "tag",
+        "id",
+        "query",
+        "answer",
+        "wrong",
+        "new",
+    ]
     detections = topics["/hadanet/detections"][0][3]
     assert isinstance(detections, Detections)
     assert detections.classes == bytes([0, 0, 1, 2, 2, 2])
