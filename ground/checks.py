@@ -66,6 +66,7 @@ def check_status(status: Status) -> Status:
         latency_ms=_finite(status.latency_ms) or 0.0,
         learner=_text(status.learner),
         recorder=_text(status.recorder),
+        problem=_text(status.problem),
     )
 
 

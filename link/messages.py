@@ -40,7 +40,7 @@ class Hello(_Message, tag=1, frozen=True):
 
 
 class Status(_Message, tag=2, frozen=True):
-    """How the drone is. Casual; one a second on Wi-Fi, fewer on a thin link."""
+    """How the drone is. Casual; one a second on Wi-Fi, fewer on a thin link. problem: what is wrong there, in words."""
 
     frame: int
     t_ns: int
@@ -57,6 +57,7 @@ class Status(_Message, tag=2, frozen=True):
     learner: str = "off"
     recorder: str = "off"
     model_hash: bytes = b""
+    problem: str = ""
 
 
 class Detections(_Message, tag=3, frozen=True):

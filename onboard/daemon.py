@@ -5,6 +5,7 @@ the next and counted. A camera that is lost is opened again; everything else goe
 """
 
 import argparse
+import contextlib
 import logging
 import signal
 import sys
@@ -15,8 +16,10 @@ from pathlib import Path
 import msgspec
 
 from models.errors import HadanetError, SourceError
-from onboard import config as config_file
+from onboard import status
 from onboard.assembly import Assembly
+from onboard.boot import Boot
+from onboard.clock import Utc
 from onboard.frame import Frame, Source
 from onboard.governor import Watch
 from onboard.notify import Notifier
@@ -34,8 +37,10 @@ class Slot:
 
     def __init__(self) -> None:
         self.replaced = 0
-        self.problem = ""
+        self.problem = "no frame came yet"
         """Why no frames come at present; empty while they do."""
+        self.live = False
+        """Frames are stamped by this flight's clock, as they are taken."""
         self._ready = threading.Condition()
         self._frame: Frame | None = None
         self._ended = False
@@ -76,6 +81,7 @@ def capture(uri: str, slot: Slot, stop: threading.Event) -> None:
         problem = f"{uri}: the camera ended"
         try:
             source = open_source(uri)
+            slot.live = source.live
             try:
                 for frame in _until(source, stop):
                     slot.problem = ""
@@ -114,16 +120,21 @@ def _tell(source: Source, told: int) -> int:
     return len(source.skipped)
 
 
-def fly(path: Path, stop: threading.Event) -> None:
-    """Fly by the configuration at `path` until `stop` is set or the source ends."""
-    config = config_file.load(path)
-    slot = Slot()
-    with Notifier() as notifier, Assembly(config, Path(config.state)) as assembly:
+def fly(boot: Boot, stop: threading.Event) -> None:
+    """Fly by the configuration of `boot` until `stop` is set or the source ends."""
+    config = boot.config
+    slot, utc = Slot(), Utc()
+    with Notifier() as notifier, Assembly(config, Path(config.state), problems=boot.problems) as assembly:
+        assembly.on_welcome = lambda message: utc.hear(message.t_ns)
         thread = threading.Thread(target=capture, args=(config.camera.source, slot, stop), name="capture", daemon=True)
         thread.start()
         watch = Watch(config.governor, assembly.state)
         assembly.desk.paused = lambda: watch.reason
-        assembly.desk.told["governor"] = watch.describe
+        recorder, health = assembly.recorder, assembly.health
+        assembly.desk.told |= {"governor": watch.describe, "utc": utc.describe, "sensors": watch.sensors}
+        assembly.desk.told["state"] = lambda: boot.state
+        health.watch("governor", lambda: watch.reason and f"learning rests: {watch.reason}")
+        health.watch("clock", utc.problem)
         _log.info("ready: model %s", assembly.desk.model.hash[:16])
         problem = ""
         notifier.ready()
@@ -131,8 +142,14 @@ def fly(path: Path, stop: threading.Event) -> None:
         def camera() -> str:
             return slot.problem or problem or "frames come"
 
+        def alive() -> None:
+            notifier.alive(camera())
+            if utc.look() and slot.live and recorder:
+                recorder.utc(utc.known)
+
         assembly.desk.told["camera"] = camera
-        for frame in slot.take(stop, lambda: notifier.alive(camera())):
+        health.watch("camera", lambda: slot.problem or problem)
+        for frame in slot.take(stop, alive):
             assembly.flight.dropped = slot.replaced
             try:
                 assembly.flight.step(frame)
@@ -149,16 +166,21 @@ def fly(path: Path, stop: threading.Event) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Start the flight process; only the supervisor calls this."""
     parser = argparse.ArgumentParser(prog="onboard-flight", description=__doc__)
-    parser.add_argument("config", type=Path)
+    parser.add_argument("boot", help="a Boot as JSON")
     args = parser.parse_args(argv)
     logging.basicConfig(format="flight: %(levelname)s: %(message)s", level=logging.INFO)
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     signal.signal(signal.SIGINT, lambda *_: stop.set())
+    boot = msgspec.json.decode(args.boot, type=Boot)
     try:
-        fly(args.config, stop)
+        fly(boot, stop)
     except HadanetError as error:
         sys.stderr.write(f"onboard: {error}\n")
+        with contextlib.suppress(OSError):
+            status.write(
+                status.status_path(Path(boot.config.state)), {"state": boot.state, "problems": {"flight": str(error)}}
+            )
         return 1
     except Exception:  # noqa: BLE001 - the boundary of the process: Python itself would end with the status of a mistake
         _log.exception("a fault of this program")

@@ -171,6 +171,10 @@ class Watch:
         parts += [] if now.battery_percent is None else [f"battery {now.battery_percent:.0f} %"]
         return ", ".join(parts) + (f"; learning rests: {self.reason}" if self.reason else "")
 
+    def sensors(self) -> dict[str, float | int | None]:
+        """The sensors as numbers, for the status."""
+        return msgspec.structs.asdict(self.reading)
+
     def _run(self) -> None:
         now_s = 0.0
         while not self._stop.is_set():

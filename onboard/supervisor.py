@@ -19,11 +19,15 @@ END_S = 10.0
 
 
 class Process(msgspec.Struct, frozen=True, kw_only=True):
-    """One row of the table. A process that ends is started again; `needed` says that the daemon ends without it."""
+    """One row of the table. A process that ends is started again; `needed` says that the daemon ends without it.
+
+    nice: how far it stands back behind the flight, 0 to 19.
+    """
 
     name: str
     command: tuple[str, ...]
     needed: bool = False
+    nice: int = 0
 
 
 def _environment() -> dict[str, str]:
@@ -96,6 +100,8 @@ class Supervisor:
         child.starts.append(time.monotonic())
         try:
             child.popen = subprocess.Popen(child.process.command, stdin=subprocess.DEVNULL, env=_environment())
+            if child.process.nice:
+                os.setpriority(os.PRIO_PROCESS, child.popen.pid, child.process.nice)
         except OSError as error:  # no memory, no process left: it may pass
             child.popen = None
             _log.error("%s cannot be started: %s", child.process.name, error)

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from models.errors import HadanetError
-from onboard.desk import read_status
+from onboard import status
 from onboard.learner import State
 
 ROOT = Path(__file__).parents[2]
@@ -117,7 +117,7 @@ class Daemon:
 
     def status(self):
         try:
-            return read_status(self.state)
+            return status.find(self.state)
         except HadanetError:
             return {}
 

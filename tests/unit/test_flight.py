@@ -3,6 +3,7 @@
 import threading
 
 import cv2
+import msgspec
 import numpy as np
 import pytest
 
@@ -10,8 +11,9 @@ from link.messages import Detections, Query, Status
 from models.engine import Engine
 from models.errors import HadanetError, SourceError, TruthError
 from models.network import HEAD_STEP
-from onboard import daemon
-from onboard.assembly import Assembly, make_folder
+from onboard import daemon, status
+from onboard.assembly import Assembly
+from onboard.boot import Boot, make_folder
 from onboard.config import Asking, Camera, Config, Link, ModelChoice, Recording
 from onboard.daemon import Slot, capture
 from onboard.frame import Frame, Pose, Skipped
@@ -269,13 +271,17 @@ def test_frames_that_cannot_be_read_are_told(run_capture, caplog):
 
 def test_the_process_ends_as_the_supervisor_expects(tmp_path, monkeypatch, capsys, caplog):
     monkeypatch.setattr(daemon.signal, "signal", lambda *_: None)
-    assert daemon.main([str(tmp_path / "no.toml")]) == 1
-    assert capsys.readouterr().err.count("\n") == 1
+    config = Config(state=str(tmp_path), link=Link(keys=str(tmp_path / "no.toml")))
+    boot = msgspec.json.encode(Boot(config=config, state=str(tmp_path), problems={})).decode()
+    assert daemon.main([boot]) == 1
+    err = capsys.readouterr().err
+    assert (err.count("\n"), "no.toml: no such file" in err) == (1, True)
+    assert "no.toml: no such file" in status.last_words(tmp_path / status.STATUS_FILE)
     monkeypatch.setattr(daemon, "fly", lambda *_: 1 / 0)
-    assert daemon.main(["x"]) not in (0, 1)  # which would be taken for an end
+    assert daemon.main([boot]) not in (0, 1)  # which would be taken for an end
     assert "ZeroDivisionError" in caplog.text
     monkeypatch.setattr(daemon, "fly", lambda *_: None)
-    assert daemon.main(["x"]) == 0
+    assert daemon.main([boot]) == 0
 
 
 def test_letters():
