@@ -20,12 +20,19 @@ from onboard.desk import Desk, Post
 from onboard.flight import Flight
 from onboard.health import Health
 from onboard.recorder import Recorder
+from onboard.sources.uri import shown
 from onboard.worker import initial_model
 
 _log = logging.getLogger(__name__)
 
 FLUSH_S = 3.0
 """How long the end of a flight waits for the station; the rest goes out at the next start."""
+
+
+def _public(config: Config) -> Config:
+    """What may stand in a recording: no password of a camera."""
+    replace = msgspec.structs.replace
+    return replace(config, camera=replace(config.camera, source=shown(config.camera.source)))
 
 
 class Nowhere:
@@ -104,7 +111,7 @@ class Assembly:
         if not record.folder:
             return None
         metadata = {
-            "config": msgspec.json.encode(self.config).decode(),
+            "config": msgspec.json.encode(_public(self.config)).decode(),
             "model_hash": self.desk.model.hash,
             "base_hash": self.base.hash,
             "classes": ",".join(self.base.classes),

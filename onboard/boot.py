@@ -19,10 +19,9 @@ from link.keys import DroneKeys
 from models.errors import ArtifactError, HadanetError
 from onboard import status
 from onboard.config import Config
-from onboard.desk import CONTROL_FILE
 from onboard.labels import LABELS_FILE
+from onboard.slots import CONTROL_FILE, Slots, trusted
 from onboard.slots import FOLDER as SLOTS_FOLDER
-from onboard.slots import Slots, trusted
 from onboard.supervisor import Process
 from onboard.worker import Setup, learner_address
 
@@ -33,7 +32,8 @@ ROOM_BYTES = 256 * 1024
 
 
 class Boot(msgspec.Struct, frozen=True, kw_only=True):
-    """What the flight is started with, as JSON on its command line: no secret is in it, keys are a path.
+    """What the flight is started with, as JSON on its standard input: a camera's password may be in it, and everybody
+    can read a command line.
 
     config: as it can be flown. state: the folder that was configured, which config.state is not where it cannot be
     used. problems: what is not as it was configured, by topic.
@@ -73,8 +73,8 @@ def prepare(config: Config, strict: bool) -> Boot:
 
 def flight_process(boot: Boot) -> Process:
     """The row of the process table for the flight."""
-    text = msgspec.json.encode(boot).decode()
-    return Process(name="flight", command=(sys.executable, "-m", "onboard.daemon", text), needed=True)
+    command = (sys.executable, "-m", "onboard.daemon")
+    return Process(name="flight", command=command, stdin=msgspec.json.encode(boot), needed=True)
 
 
 def learner_process(config: Config, state: Path) -> Process:

@@ -17,6 +17,7 @@ from onboard.config import Config
 from onboard.grid import cut
 from onboard.slots import Slots, trusted
 from onboard.sources import open_source
+from onboard.sources.uri import shown
 
 MIN_STATE_MB = 64
 EARLIEST_CLOCK_S = clock.EARLIEST_S
@@ -67,11 +68,11 @@ def _camera(config: Config) -> str:
     try:
         frame = next(iter(source.frames()), None)
         if frame is None:
-            raise SourceError(f"{config.camera.source}: gives no frame")
+            raise SourceError(f"{shown(config.camera.source)}: gives no frame")
         rows, cols = config.camera.rows, config.camera.cols
         cut(frame.image, rows, cols, 1, np.zeros((rows * cols, 1, 1, 3), np.uint8))  # raises where the grid is too fine
         height, width = frame.image.shape[:2]
-        return f"{config.camera.source}, {width} x {height}"
+        return f"{shown(config.camera.source)}, {width} x {height}"
     finally:
         source.close()
 

@@ -24,6 +24,7 @@ from onboard.frame import Frame, Source
 from onboard.governor import Watch
 from onboard.notify import Notifier
 from onboard.sources import open_source
+from onboard.sources.uri import shown
 from onboard.worker import STATUS_BUG
 
 _log = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ def capture(uri: str, slot: Slot, stop: threading.Event) -> None:
     """Fill the slot from a source, opened again where it fails, with frames numbered through."""
     index = 0
     while not stop.is_set():
-        problem = f"{uri}: the camera ended"
+        problem = f"{shown(uri)}: the camera ended"
         try:
             source = open_source(uri)
             slot.live = source.live
@@ -94,7 +95,7 @@ def capture(uri: str, slot: Slot, stop: threading.Event) -> None:
         except SourceError as error:
             problem = str(error)
         except Exception as error:  # noqa: BLE001 - the boundary of the thread: without it the flight would starve in silence
-            problem = f"{uri}: a fault of this program: {error!r}"
+            problem = f"{shown(uri)}: a fault of this program: {error!r}"
         if problem != slot.problem and not stop.is_set():
             _log.error("%s (trying again every %g s)", problem, RETRY_S)
         slot.problem = problem
@@ -164,15 +165,13 @@ def fly(boot: Boot, stop: threading.Event) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Start the flight process; only the supervisor calls this."""
-    parser = argparse.ArgumentParser(prog="onboard-flight", description=__doc__)
-    parser.add_argument("boot", help="a Boot as JSON")
-    args = parser.parse_args(argv)
+    """Start the flight process with a Boot as JSON on its standard input; only the supervisor calls this."""
+    argparse.ArgumentParser(prog="onboard-flight", description=__doc__).parse_args(argv)
     logging.basicConfig(format="flight: %(levelname)s: %(message)s", level=logging.INFO)
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     signal.signal(signal.SIGINT, lambda *_: stop.set())
-    boot = msgspec.json.decode(args.boot, type=Boot)
+    boot = msgspec.json.decode(sys.stdin.buffer.read(), type=Boot)
     try:
         fly(boot, stop)
     except HadanetError as error:

@@ -25,7 +25,7 @@ from models.model import Model
 from onboard import durable, status
 from onboard.labels import LABELS_FILE, LabelLog
 from onboard.learner import HISTORY_FRAMES, Observation
-from onboard.slots import Slots
+from onboard.slots import CONTROL_FILE, Slots
 from onboard.worker import SAVE_EVERY_FRAMES, Head, Ready, Work, learner_address
 
 _log = logging.getLogger(__name__)
@@ -36,8 +36,6 @@ KEPT_FRAMES = HISTORY_FRAMES + SAVE_EVERY_FRAMES
 """Frames kept for the learner: one that was killed is given again what it saw before its last saved state."""
 POLL_MS = 100
 STATUS_EVERY_S = 2.0
-CONTROL_FILE = "control"
-"""Holds the last freeze, resume or anchor: a restart must not undo what an operator commanded."""
 LEARNER_SILENCE_S = 5.0
 HELD_MODELS = 64
 """Learned models that wait to fly, at most; in the air the learner is seconds behind, not more."""

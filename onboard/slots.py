@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from models import artifact, delta
+from models import artifact
 from models.errors import ArtifactError, DeltaError
 from models.model import Model
 from onboard import durable
@@ -21,6 +21,8 @@ from onboard import durable
 _log = logging.getLogger(__name__)
 
 FOLDER = "models"
+CONTROL_FILE = "control"
+"""Beside it: the last freeze, resume or anchor. A restart must not undo what an operator commanded."""
 SLOTS = ("0.slot", "1.slot")
 MAGIC = b"hadanet-slot-1\n"
 MAX_SLOT_BYTES = 64 * 2**20
@@ -52,6 +54,8 @@ class Slots:
 
     def last(self, base: Model) -> Model | None:
         """The newest model on this base that is good, or None; what had to be passed over stands in `problems`."""
+        from models import delta  # its kernels bring a compiler, which the supervisor has no use for
+
         for slot in self.newest():
             if slot.base != base.hash:
                 continue
@@ -67,6 +71,8 @@ class Slots:
 
     def keep(self, base: Model, model: Model) -> None:
         """Make `model` the newest; durable on return. Raises OSError, and then the slots are as they were."""
+        from models import delta
+
         newest = self.newest()
         if newest and (newest[0].base, newest[0].model) == (base.hash, model.hash):
             return

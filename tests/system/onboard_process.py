@@ -81,11 +81,13 @@ class Replay:
 class Daemon:
     """A running `onboard run` over one state folder."""
 
-    def __init__(self, folder, source, keys="", classes=(), grid=None, **sections):
+    def __init__(self, folder, source, keys="", classes=(), grid=None, service=False, **sections):
         folder.mkdir()
+        self.options = ["--service"] if service else []
         self.state, self.err = folder / "state", folder / "err.txt"
         self.config = folder / "onboard.toml"
-        tables = {"camera": {"source": source} | (grid or {}), "link": {"keys": str(keys)}, **sections}
+        tables = {"camera": {"source": source} | (grid or {}), "link": {"keys": str(keys)}, "page": {"address": ""}}
+        tables |= sections
         if classes:
             tables["model"] = {"classes": list(classes)}
         lines = [f"state = {json.dumps(str(self.state))}"]
@@ -94,9 +96,11 @@ class Daemon:
         self.config.write_text("\n".join(lines) + "\n")
         self.process = None
 
-    def start(self):
+    def start(self, *wrap, **environment):
+        """Start it, by another command (`wrap`) where one is given, and with more in its environment."""
+        command = [*wrap, *onboard("run", *self.options, "--config", self.config)]
         with self.err.open("a") as err:
-            self.process = subprocess.Popen(onboard("run", "--config", self.config), stderr=err)
+            self.process = subprocess.Popen(command, stderr=err, env=os.environ | environment)
 
     def stop(self):
         """Ask it to end; its exit status."""

@@ -31,9 +31,10 @@ def photos(tmp_path):
     return folder
 
 
-def test_the_learner_needs_neither_compiler_nor_camera():
-    """They would be two thirds of its memory."""
-    code = "import sys, onboard.worker; print(sorted({'numba', 'cv2', 'av'} & sys.modules.keys()))"
+@pytest.mark.parametrize("module", ["onboard.worker", "onboard.service", "onboard.cli", "onboard.statuspage"])
+def test_only_the_flight_needs_compiler_and_camera(module):
+    """They would be two thirds of the memory of learner, supervisor and page."""
+    code = f"import sys, {module}; print(sorted({{'numba', 'cv2', 'av'}} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "[]\n"
 

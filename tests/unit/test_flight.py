@@ -1,5 +1,6 @@
 """The flight, frame by frame, and what stands between it and the camera."""
 
+import io
 import threading
 
 import cv2
@@ -272,16 +273,21 @@ def test_frames_that_cannot_be_read_are_told(run_capture, caplog):
 def test_the_process_ends_as_the_supervisor_expects(tmp_path, monkeypatch, capsys, caplog):
     monkeypatch.setattr(daemon.signal, "signal", lambda *_: None)
     config = Config(state=str(tmp_path), link=Link(keys=str(tmp_path / "no.toml")))
-    boot = msgspec.json.encode(Boot(config=config, state=str(tmp_path), problems={})).decode()
-    assert daemon.main([boot]) == 1
+    boot = msgspec.json.encode(Boot(config=config, state=str(tmp_path), problems={}))
+
+    def fly():
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(boot)))
+        return daemon.main([])
+
+    assert fly() == 1
     err = capsys.readouterr().err
     assert (err.count("\n"), "no.toml: no such file" in err) == (1, True)
     assert "no.toml: no such file" in status.last_words(tmp_path / status.STATUS_FILE)
     monkeypatch.setattr(daemon, "fly", lambda *_: 1 / 0)
-    assert daemon.main([boot]) not in (0, 1)  # which would be taken for an end
+    assert fly() not in (0, 1)  # which would be taken for an end
     assert "ZeroDivisionError" in caplog.text
     monkeypatch.setattr(daemon, "fly", lambda *_: None)
-    assert daemon.main([boot]) == 0
+    assert fly() == 0
 
 
 def test_letters():

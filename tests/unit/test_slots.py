@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 
-from models import artifact
+from models import artifact, delta
 from models.errors import ArtifactError
 from onboard import boot, durable, slots
 from onboard.config import Config, ModelChoice
@@ -114,17 +114,12 @@ def test_a_slot_of_another_base_is_no_model_of_this_one(tmp_path):
     assert last(tmp_path)[0] == learned(1).hash  # the older slot still holds what flew on the old base
 
 
-def test_a_slot_whose_content_is_not_what_it_says(tmp_path):
+def test_a_slot_whose_content_is_not_what_it_says(tmp_path, monkeypatch):
     fly(tmp_path, 1)
     kept = Slots(tmp_path)
-    real = slots.delta.encode
-    slots.delta.encode = lambda old, new: real(
-        old, learned(9)
-    )  # a fault of ours, or somebody's work: its digest is right
-    try:
-        kept.keep(BASE, learned(2))
-    finally:
-        slots.delta.encode = real
+    real = delta.encode  # a fault of ours, or somebody's work: its digest is right
+    monkeypatch.setattr(delta, "encode", lambda old, new: real(old, learned(9)))
+    kept.keep(BASE, learned(2))
     found, problems = last(tmp_path)
     assert found == learned(1).hash
     assert "another model than it says" in problems[0]
