@@ -117,7 +117,6 @@ def _state(wanted: Path) -> tuple[Path, str]:
         # what is there can be opened on a full disk, and new labels wait at the station until there is room
         return wanted, f"{wanted}: the disk is full: nothing new can be kept until there is room"
     folder = status.volatile_folder(wanted)
-    _log.error("%s: no state can be kept there: %s", wanted, problem)
     make_folder(folder)
     folder.chmod(0o700)
     if folder.stat().st_uid != os.getuid():

@@ -143,10 +143,19 @@ def fly(boot: Boot, stop: threading.Event) -> None:
         def camera() -> str:
             return slot.problem or problem or "frames come"
 
+        recorded = utc.known
+        utc.look()
+        if utc.problem():
+            _log.warning("%s", utc.problem())
+
         def alive() -> None:
+            nonlocal recorded
             notifier.alive(camera())
-            if utc.look() and slot.live and recorder:
-                recorder.utc(utc.known)
+            if utc.look():
+                _log.info("UTC is %s", utc.describe())
+            if recorder and slot.live and utc.known is not recorded:
+                recorded = utc.known
+                recorder.utc(recorded)
 
         assembly.desk.told["camera"] = camera
         health.watch("camera", lambda: slot.problem or problem)

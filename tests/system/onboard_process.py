@@ -89,7 +89,7 @@ class Daemon:
         tables = {"camera": {"source": source} | (grid or {}), "link": {"keys": str(keys)}, "page": {"address": ""}}
         tables |= sections
         if classes:
-            tables["model"] = {"classes": list(classes)}
+            tables["model"] = tables.get("model", {}) | {"classes": list(classes)}
         lines = [f"state = {json.dumps(str(self.state))}"]
         for name, table in tables.items():
             lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
