@@ -64,14 +64,16 @@ def facts(fields: Mapping[str, Any]) -> dict[str, list[Fact]]:
         return form.format(value) if isinstance(value, int | float) else ""
 
     hot = "warn" if "learning rests" in str(wrong.get("governor", "")) else ""
-    bits = sensors.get("throttled")
     link = str(fields.get("link", ""))
+    on = "good" if link == "connected" else ""
     model, mirror = str(fields.get("model_hash", "")), str(fields.get("mirror_hash", ""))
     resting = fields.get("learner") in ("resting", "away")
     groups = {
         "Flight": [
-            Fact("Camera", str(fields.get("camera", "")), level("camera") or "good"),
-            Fact("Frame", number("frame", "{:,}") if fields.get("frame", -1) != -1 else "none yet"),
+            Fact(
+                "Camera", "no frames" if "camera" in wrong else str(fields.get("camera", "")), level("camera") or "good"
+            ),
+            Fact("Frame", "none yet" if fields.get("frame") == -1 else number("frame", "{:,}")),
             Fact("Rate", number("fps", "{:.1f} fps")),
             Fact("Latency", number("latency_ms", "{:.0f} ms")),
             Fact("Dropped", number("dropped", "{:,}"), "warn" if fields.get("dropped") else ""),
@@ -84,16 +86,16 @@ def facts(fields: Mapping[str, Any]) -> dict[str, list[Fact]]:
             Fact("Model", model[:12], level("model"), model),
         ],
         "Link": [
-            Fact("Station", link, "good" if link == "connected" else level("link", "keys")),
+            Fact("Station", "not connected" if "link" in wrong else link, level("link", "keys") or on),
             Fact("Mirror", ("equal" if mirror == model else "behind") if mirror else "", ""),
             Fact("Recording", str(fields.get("recorder", "")), level("recording")),
             Fact("Time (UTC)", str(fields.get("utc", "")), level("clock")),
         ],
         "Computer": [
             Fact("Temperature", number("temperature_c", "{:.0f} °C", sensors), hot),
-            Fact("Throttling", "" if bits is None else "none" if not bits else f"0x{bits:x}", "warn" if bits else ""),
+            Fact("Throttling", str(sensors.get("throttling", "")), hot),
             Fact("Memory free", number("free_memory_mb", "{:,.0f} MB", sensors)),
-            Fact("Disk free", number("free_disk_mb", "{:,.0f} MB", sensors), level("state")),
+            Fact("Disk free", number("free_disk_mb", "{:,.0f} MB", sensors)),
             Fact("Battery", number("battery_percent", "{:.0f} %", sensors)),
         ],
     }
