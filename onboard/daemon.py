@@ -10,6 +10,7 @@ import logging
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from onboard import status
 from onboard.assembly import Assembly
 from onboard.boot import Boot
 from onboard.clock import Utc
+from onboard.config import Config
+from onboard.desk import Desk
 from onboard.frame import Frame, Source
 from onboard.governor import Watch
 from onboard.notify import Notifier
@@ -31,6 +34,8 @@ _log = logging.getLogger(__name__)
 
 RETRY_S = 2.0
 FRAME_TIMEOUT_S = 0.5
+LEARNER_START_S = 20.0
+"""A learner that is not heard of for so long after the start is told as a problem."""
 
 
 class Slot:
@@ -136,6 +141,8 @@ def fly(boot: Boot, stop: threading.Event) -> None:
         assembly.desk.told["state"] = lambda: boot.state
         health.watch("governor", lambda: watch.reason and f"learning rests: {watch.reason}")
         health.watch("clock", utc.problem)
+        begun_s = time.monotonic()
+        health.watch("learner", lambda: _silent(config, assembly.desk, begun_s))
         _log.info("ready: model %s", assembly.desk.model.hash[:16])
         problem = ""
         notifier.ready()
@@ -171,6 +178,13 @@ def fly(boot: Boot, stop: threading.Event) -> None:
         stop.set()
         watch.close()
         thread.join(timeout=2 * RETRY_S)
+
+
+def _silent(config: Config, desk: Desk, begun_s: float) -> str:
+    """What is wrong with the learner, "" if nothing is, or it may still be starting."""
+    if not config.learn.enabled or desk.learner != "away" or time.monotonic() - begun_s < LEARNER_START_S:
+        return ""
+    return "it does not answer: it hangs, is being started again, or the log says why it ended"
 
 
 def main(argv: list[str] | None = None) -> int:

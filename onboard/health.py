@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-MAX_LINE = 200
+MAX_LINE = 120
 """Characters of the line for the ground: a message that crosses a thin link once a second."""
 
 

@@ -93,6 +93,8 @@ def read(path: Path) -> dict[str, object]:
         pid, age = int(str(fields["pid"])), time.monotonic() - float(str(fields["written_s"]))
     except FileNotFoundError as error:
         raise HadanetError(f"{path}: there is no such file; is the daemon running with this state folder?") from error
+    except PermissionError as error:
+        raise HadanetError(f"{path}: this user may not read it: ask with sudo") from error
     except (OSError, msgspec.MsgspecError, KeyError, ValueError) as error:
         raise HadanetError(f"{path}: cannot be read: {error}") from error
     if fields.get("boot_id") != boot_id():
