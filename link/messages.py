@@ -40,7 +40,7 @@ class Hello(_Message, tag=1, frozen=True):
 
 
 class Status(_Message, tag=2, frozen=True):
-    """How the drone is. Casual; one a second on Wi-Fi, fewer on a thin link. problem: what is wrong there, in words."""
+    """How the drone is. Casual; one a second on Wi-Fi, fewer on a thin link."""
 
     frame: int
     t_ns: int
@@ -57,7 +57,6 @@ class Status(_Message, tag=2, frozen=True):
     learner: str = "off"
     recorder: str = "off"
     model_hash: bytes = b""
-    problem: str = ""
 
 
 class Detections(_Message, tag=3, frozen=True):
@@ -97,6 +96,12 @@ class Delta(_Message, tag=5, frozen=True):
     payload: bytes
     labels: int = 0
     reason: Literal["learned", "rollback", "anchor", "resync", "classes"] = "learned"
+
+
+class Problems(_Message, tag=7, frozen=True):
+    """What is wrong on the drone, in words, "" for nothing. Casual: when it changed, and every half minute."""
+
+    text: str
 
 
 # --- down: ground to drone -----------------------------------------------------------------------------------------
@@ -141,6 +146,6 @@ class Mirror(_Message, tag=20, frozen=True):
     deltas: int
 
 
-Casual = Hello | Status | Detections | Welcome | Mirror
+Casual = Hello | Status | Detections | Problems | Welcome | Mirror
 Reliable = Query | Delta | Label | Undo | Control
 Message = Casual | Reliable

@@ -1,6 +1,7 @@
 """Puts the parts of a flight together from a configuration, and takes them apart in the right order."""
 
 import logging
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -10,7 +11,7 @@ import msgspec
 
 from link.drone import DroneLink
 from link.keys import DroneKeys
-from link.messages import PROTOCOL, Hello, Message, Welcome
+from link.messages import PROTOCOL, Hello, Message, Problems, Welcome
 from models.errors import RecorderError
 from models.model import Model
 from onboard import flown, status
@@ -25,6 +26,7 @@ from onboard.worker import initial_model
 
 _log = logging.getLogger(__name__)
 
+PROBLEMS_EVERY_S = 30.0
 FLUSH_S = 3.0
 """How long the end of a flight waits for the station; the rest goes out at the next start."""
 
@@ -59,6 +61,7 @@ class Assembly:
         self.config = config
         self.state = make_folder(state)
         self.health = Health(problems)
+        self._told = "", float("-inf")
         self.on_welcome: Callable[[Welcome], None] = lambda message: None
         """Called in the link's thread when the station answers: its clock is in it."""
         self.base = initial_model(config.model.artifact, config.model.classes)
@@ -81,7 +84,7 @@ class Assembly:
         self.health.watch("recording", lambda: self.recorder.stats.problem if self.recorder else self._record_problem)
         if self.recorder:
             self.desk.record = self._record
-        self.flight = Flight(config, self.base, self.desk, self.post, self.recorder, self.health)
+        self.flight = Flight(config, self.base, self.desk, self.post, self.recorder)
 
     @property
     def name(self) -> str:
@@ -104,6 +107,13 @@ class Assembly:
             if error is None and not self.link.flush(FLUSH_S if self.link.stats.connected else 0.0):
                 _log.warning("%d messages wait in the outbox for the station", self.link.stats.pending)
             self.link.close()
+
+    def tell_problems(self) -> None:
+        """Say to the station what is wrong, if that changed or was not said for a while: casual messages get lost."""
+        text, now_s = self.health.line(), time.monotonic()
+        if text != self._told[0] or now_s - self._told[1] >= PROBLEMS_EVERY_S:
+            self._told = text, now_s
+            self.post.post(Problems(text=text))
 
     def _recorder(self) -> Recorder | None:
         """The recorder, if one is wanted and its folder can be written; without one the flight flies all the same."""

@@ -158,6 +158,7 @@ def fly(boot: Boot, stop: threading.Event) -> None:
         def alive() -> None:
             nonlocal recorded
             notifier.alive(camera())
+            assembly.tell_problems()
             if utc.look():
                 _log.info("UTC is %s", utc.describe())
             if recorder and slot.live and utc.known is not recorded:

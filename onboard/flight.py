@@ -21,7 +21,6 @@ from onboard.desk import Desk, Post
 from onboard.detections import FrameResult
 from onboard.frame import Frame
 from onboard.grid import crop, cut, jpeg, warm_up
-from onboard.health import Health
 from onboard.learner import HISTORY_FRAMES, Observation, head_logits
 from onboard.queries import Asker
 from onboard.recorder import Recorder
@@ -70,15 +69,7 @@ def softmax(logits: Floats32) -> Floats32:
 class Flight:
     """The flight: give it frames. Everything that may wait is handed to the desk, the link and the recorder."""
 
-    def __init__(
-        self,
-        config: Config,
-        base: Model,
-        desk: Desk,
-        post: Post,
-        recorder: Recorder | None,
-        health: Health | None = None,
-    ) -> None:
+    def __init__(self, config: Config, base: Model, desk: Desk, post: Post, recorder: Recorder | None) -> None:
         rows, cols = config.camera.rows, config.camera.cols
         self.frames = 0
         self.dropped = 0
@@ -88,7 +79,6 @@ class Flight:
         self._desk = desk
         self._post = post
         self._recorder = recorder
-        self._health = health or Health()
         self._engine = Engine(base, threads=config.model.threads)
         self._engine.warm_up()
         warm_up()
@@ -228,5 +218,4 @@ class Flight:
             learner=desk.learner,
             recorder="off" if self._recorder is None else self._recorder.stats.problem or "recording",
             model_hash=bytes.fromhex(desk.model.hash),
-            problem=self._health.line(),
         )

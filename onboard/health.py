@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Mapping
 
-MAX_LINE = 120
-"""Characters of the line for the ground: a message that crosses a thin link once a second."""
+MAX_LINE = 200
+"""Characters of the line for the ground, where it crosses a thin link."""
 
 
 class Health:

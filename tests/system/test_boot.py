@@ -21,6 +21,7 @@ from link.keys import enroll
 from onboard.sim import SimSource
 from onboard.slots import Slots
 from onboard.worker import initial_model
+from tests.system.ground_process import Ground
 from tests.system.onboard_process import Daemon, call, until
 from tests.system.shifted_clock import ShiftedClock
 
@@ -322,3 +323,19 @@ def test_a_clock_at_1970(drone, tmp_path):
     code, shown, _ = call("check", "--config", made.config, env=os.environ | clock.environment)
     assert (code, "FAIL clock:" in shown) == (1, True)
     assert made.stop() == 0
+
+
+def test_the_station_hears_what_is_wrong(drone, tmp_path):
+    """From a drone without a camera, which sends nothing else."""
+    ground = Ground(tmp_path)
+    ground.start()
+    try:
+        ground.enroll()
+        made = drone("v4l2:///dev/video99", link={"keys": str(tmp_path / "kestrel.toml")})
+        made.start()
+        made.until(lambda s: s["link"] == "connected")
+        said = ground.until(lambda d: "camera: /dev/video99: there is no such camera" in d["problem"])
+        assert not said["heard"]
+        assert made.stop() == 0
+    finally:
+        ground.stop()

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from link.messages import Control, Label, Status, Undo
+from link.messages import Control, Label, Problems, Undo
 from tests.system.ground_process import WAIT_S, Drone
 
 chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -134,9 +134,9 @@ def test_what_a_drone_says_is_wrong_with_it_is_shown(ground, drone, page):
     drone.fly()
     page.goto(ground.url)
     expect(page.locator("#tile")).to_have_attribute("data-id", str(FIRST))
-    drone.link.post(Status(frame=20, t_ns=1, problem="camera: it gave no picture <b>in 3 s</b>"))
+    drone.link.post(Problems(text="camera: it gave no picture <b>in 3 s</b>"))
     expect(page.locator("#notice")).to_have_text("kestrel says: camera: it gave no picture <b>in 3 s</b>")
-    drone.link.post(Status(frame=21, t_ns=2))
+    drone.link.post(Problems(text=""))
     expect(page.locator("#notice")).not_to_contain_text("kestrel says")
 
 

@@ -90,7 +90,7 @@ def test_silence_and_faults_are_told_and_the_camera_is_given_back(library, monke
     for fault in (TimeoutError(), RuntimeError("camera frontend has timed out")):
         monkeypatch.setattr(Camera, "pictures", (picture(1), fault))
         source = open_source(f"csi://0?width={WIDTH}&height={HEIGHT}")
-        with pytest.raises(SourceError, match="csi://0.*: the camera stopped giving pictures"):
+        with pytest.raises(SourceError, match=r"csi://0.*: the camera stopped giving pictures"):
             list(source.frames())
         assert Camera.log[-2:] == ["stop", "close"]
         source.close()
