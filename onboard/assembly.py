@@ -27,6 +27,8 @@ from onboard.worker import initial_model
 _log = logging.getLogger(__name__)
 
 PROBLEMS_EVERY_S = 30.0
+LOOK_S = 1.0
+"""So often, and no oftener, it is asked whether something is wrong."""
 FLUSH_S = 3.0
 """How long the end of a flight waits for the station; the rest goes out at the next start."""
 
@@ -61,7 +63,7 @@ class Assembly:
         self.config = config
         self.state = make_folder(state)
         self.health = Health(problems)
-        self._told = "", float("-inf")
+        self._told, self._looked_s = ("", float("-inf")), float("-inf")
         self.on_welcome: Callable[[Welcome], None] = lambda message: None
         """Called in the link's thread when the station answers: its clock is in it."""
         self.base = initial_model(config.model.artifact, config.model.classes)
@@ -110,10 +112,16 @@ class Assembly:
 
     def tell_problems(self) -> None:
         """Say to the station what is wrong, if that changed or was not said for a while: casual messages get lost."""
-        text, now_s = self.health.line(), time.monotonic()
-        if text != self._told[0] or now_s - self._told[1] >= PROBLEMS_EVERY_S:
+        now_s = time.monotonic()
+        if self.link is None or now_s - self._looked_s < LOOK_S:
+            return
+        self._looked_s = now_s
+        text, connected = self.health.line(), self.link.stats.connected
+        if connected and (text != self._told[0] or now_s - self._told[1] >= PROBLEMS_EVERY_S):
             self._told = text, now_s
             self.post.post(Problems(text=text))
+        elif not connected:
+            self._told = "", float("-inf")  # told anew, first thing
 
     def _recorder(self) -> Recorder | None:
         """The recorder, if one is wanted and its folder can be written; without one the flight flies all the same."""
