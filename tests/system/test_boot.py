@@ -18,6 +18,8 @@ import numpy as np
 import pytest
 
 from link.keys import enroll
+from onboard.boot import prepare
+from onboard.config import Config, Link
 from onboard.sim import SimSource
 from onboard.slots import Slots
 from onboard.worker import initial_model
@@ -40,7 +42,8 @@ class Drone(Daemon):
 
     def __init__(self, folder, source=SOURCE, **sections):
         self.address = f"127.0.0.1:{free_port()}"
-        super().__init__(folder, source, classes=CLASSES, service=True, page={"address": self.address}, **sections)
+        sections = {"learn": {"enabled": False}, "page": {"address": self.address}} | sections
+        super().__init__(folder, source, classes=CLASSES, service=True, **sections)
 
     def page(self):
         """The page's text, "" where nobody answers."""
@@ -134,7 +137,7 @@ def test_nothing_is_wrong(drone):
 
 
 def test_a_disk_that_is_full_at_the_first_start(drone):
-    made = drone()
+    made = drone(learn={"enabled": True})
     with mounted(made.state, "1m"):
         fill(made.state)
         made.start()
@@ -207,7 +210,7 @@ def test_a_base_model_that_nobody_named(drone, tmp_path):
 
 
 def test_no_camera(drone):
-    made = drone("v4l2:///dev/video99")
+    made = drone("v4l2:///dev/video99", learn={"enabled": True})
     made.start()
     status = made.says("camera", "/dev/video99: there is no such camera; see ls /dev/video*")
     assert status["frame"] == -1
@@ -242,8 +245,20 @@ KEYS = {
 
 
 @pytest.mark.parametrize("name", KEYS)
-def test_a_key_that_is_wrong(drone, tmp_path, name):
+def test_what_is_said_of_a_key_that_is_wrong(tmp_path, name):
     harm, words = KEYS[name]
+    path = tmp_path / "kestrel.toml"
+    enroll(tmp_path / "station", "kestrel", "tcp://127.0.0.1:9", path)
+    secret = re.search('secret_key = "([^"]*)"', path.read_text())[1]
+    harm(path)
+    found = prepare(Config(state=str(tmp_path / "state"), link=Link(keys=str(path))), strict=False)
+    assert found.config.link.keys == ""
+    assert words in found.problems["keys"]
+    assert secret not in found.problems["keys"]
+
+
+def test_a_key_that_is_wrong(drone, tmp_path):
+    harm, words = KEYS["mixed up"]
     path = tmp_path / "kestrel.toml"
     enroll(tmp_path / "station", "kestrel", "tcp://127.0.0.1:9", path)
     secret = re.search('secret_key = "([^"]*)"', path.read_text())[1]

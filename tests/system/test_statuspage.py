@@ -30,7 +30,7 @@ def runtime(tmp_path, monkeypatch):
 
 @pytest.fixture
 def drone(tmp_path):
-    made = Drone(tmp_path / "drone", SOURCE)
+    made = Drone(tmp_path / "drone", SOURCE, learn={"enabled": True})
     yield made
     made.kill()
 
