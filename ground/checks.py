@@ -4,7 +4,7 @@ import math
 
 import msgspec
 
-from link.messages import HASH_BYTES, Detections, Hello, Message, Query, Status
+from link.messages import HASH_BYTES, Detections, Hello, Message, Problems, Query, Status
 from models.errors import LinkError
 from models.model import MAX_CLASSES
 
@@ -67,6 +67,11 @@ def check_status(status: Status) -> Status:
         learner=_text(status.learner),
         recorder=_text(status.recorder),
     )
+
+
+def check_problems(problems: Problems) -> str:
+    """What a drone says is wrong, as far as it can be shown."""
+    return _text(problems.text)
 
 
 def check_detections(seen: Detections) -> None:

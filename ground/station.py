@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 import msgspec
 
 from ground.answers import check_answer
-from ground.checks import check_detections, check_hello, check_integers, check_query, check_status
+from ground.checks import check_detections, check_hello, check_integers, check_problems, check_query, check_status
 from ground.rows import DroneRow, Given, Unsent
 from ground.store import StorageError, Store, UnknownError
 from link.messages import (
@@ -28,6 +28,7 @@ from link.messages import (
     Label,
     Message,
     Mirror,
+    Problems,
     Query,
     Status,
     Undo,
@@ -61,6 +62,7 @@ class _Live:
     row: DroneRow
     mirror: ModelMirror | None = None
     no_mirror: str = ""
+    problem: str = ""  # as the drone says
     status: Status | None = None
     seen: Detections | None = None
     notices: deque[tuple[float, str]] = field(default_factory=lambda: deque(maxlen=NOTICES))
@@ -121,6 +123,9 @@ class Station:
                     self._on_delta(live, message)
                 case Status():
                     self._on_status(live, message)
+                case Problems():
+                    live.problem = check_problems(message)
+                    self._tell("drone", drone)
                 case Detections():
                     self._on_detections(live, message)
                 case _:
@@ -296,6 +301,7 @@ class Station:
             "mirror_equal": equal,
             "mirror": "equal" if equal else "none" if not mirror else "behind" if early else "differs",
             "no_mirror": live.no_mirror,
+            "problem": live.problem,
             "deltas": 0 if live.mirror is None else live.mirror.applied,
             "labels": store.count_labels(drone),
             "open": store.count_open(drone),

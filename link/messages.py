@@ -105,6 +105,12 @@ class Delta(_Message, tag=5, frozen=True):
     reason: Literal["learned", "rollback", "anchor", "resync", "classes"] = "learned"
 
 
+class Problems(_Message, tag=7, frozen=True):
+    """What is wrong on the drone, in words, "" for nothing. Casual: when it changed, and every half minute."""
+
+    text: str
+
+
 # --- down: ground to drone -----------------------------------------------------------------------------------------
 
 
@@ -153,6 +159,6 @@ class Mirror(_Message, tag=20, frozen=True):
     deltas: int
 
 
-Casual = Hello | Status | Detections | Welcome | Mirror
+Casual = Hello | Status | Detections | Problems | Welcome | Mirror
 Reliable = Query | Delta | Label | Undo | Control
 Message = Casual | Reliable

@@ -11,15 +11,16 @@ import numpy as np
 from link.keys import DroneKeys
 from models.engine import Engine
 from models.errors import HadanetError, SourceError
+from onboard import clock
 from onboard import config as config_file
 from onboard.config import Config
 from onboard.grid import cut
+from onboard.slots import Slots, trusted
 from onboard.sources import open_source
-from onboard.worker import initial_model
+from onboard.sources.uri import shown
 
 MIN_STATE_MB = 64
-EARLIEST_CLOCK_S = 1_735_689_600
-"""2025-01-01: a clock before this was never set."""
+EARLIEST_CLOCK_S = clock.EARLIEST_S
 
 
 def check(path: Path) -> Iterator[tuple[str, bool, str]]:
@@ -32,6 +33,7 @@ def check(path: Path) -> Iterator[tuple[str, bool, str]]:
     yield "config", True, str(path)
     parts: dict[str, Callable[[Config], str]] = {
         "model": _model,
+        "learned": _learned,
         "camera": _camera,
         "keys": _keys,
         "state": _state,
@@ -46,9 +48,19 @@ def check(path: Path) -> Iterator[tuple[str, bool, str]]:
 
 
 def _model(config: Config) -> str:
-    model = initial_model(config.model.artifact, config.model.classes)
+    model = trusted(config.model.artifact, config.model.hash)
+    model = model if model.classes == config.model.classes else model.with_classes(config.model.classes)
     Engine(model)  # raises where this network cannot be computed on board
     return f"{model.spec.name}, {len(model.classes)} classes, {model.hash[:16]}"
+
+
+def _learned(config: Config) -> str:
+    """What the slots hold, and whether it is whole."""
+    slots = Slots(Path(config.state))
+    if slots.problems:
+        raise HadanetError(f"{'; '.join(slots.problems)}; the one before it flies, or else the base model")
+    newest = slots.newest()
+    return f"model {newest[0].model[:16]}, number {newest[0].number}" if newest else "nothing yet"
 
 
 def _camera(config: Config) -> str:
@@ -56,11 +68,11 @@ def _camera(config: Config) -> str:
     try:
         frame = next(iter(source.frames()), None)
         if frame is None:
-            raise SourceError(f"{config.camera.source}: gives no frame")
+            raise SourceError(f"{shown(config.camera.source)}: gives no frame")
         rows, cols = config.camera.rows, config.camera.cols
         cut(frame.image, rows, cols, 1, np.zeros((rows * cols, 1, 1, 3), np.uint8))  # raises where the grid is too fine
         height, width = frame.image.shape[:2]
-        return f"{config.camera.source}, {width} x {height}"
+        return f"{shown(config.camera.source)}, {width} x {height}"
     finally:
         source.close()
 

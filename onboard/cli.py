@@ -4,26 +4,20 @@ import argparse
 import json
 import logging
 import os
-import signal
 import sys
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from models.commands import exit_status
 from models.errors import ConfigError, HadanetError
 from onboard import config as config_file
-from onboard import report as reports
-from onboard.assembly import learner_process, make_folder
-from onboard.check import check
+from onboard import status as statuses
 from onboard.config import Config
-from onboard.desk import read_status
-from onboard.supervisor import Process, Supervisor
-from onboard.worker import initial_model
 
 if TYPE_CHECKING:
     from onboard.replay import Options
@@ -36,26 +30,14 @@ GOES_BEFORE_A_RECORDING = ("seed", "classes", "label_rate", "no_learning", "conf
 
 
 def _run(args: argparse.Namespace) -> int:
-    config = config_file.load(args.config)
-    state = make_folder(Path(config.state))
-    initial_model(config.model.artifact, config.model.classes)  # a mistake in both children's way is told once, here
-    flight = (sys.executable, "-m", "onboard.daemon", str(args.config))
-    table = [Process(name="flight", command=flight, needed=True)]
-    if config.learn.enabled:
-        table.append(learner_process(config, state))
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    signal.signal(signal.SIGINT, lambda *_: stop.set())
-    supervisor = Supervisor(table)
-    supervisor.start()
-    try:
-        return supervisor.wait(stop.is_set)
-    finally:
-        supervisor.close()
+    from onboard.service import run
+
+    return run(args.config, args.service)
 
 
 def _replay(args: argparse.Namespace) -> int:
     from onboard import replay
+    from onboard import report as reports
 
     replace = msgspec.structs.replace
     config = config_file.load(args.config) if args.config else Config()
@@ -106,6 +88,7 @@ def _replay(args: argparse.Namespace) -> int:
 def _fleet(args: argparse.Namespace, config: Config, options: "Options") -> int:
     """Replay several flights; what one flight keeps in a file or folder, each keeps below that folder by its name."""
     from onboard import fleet
+    from onboard import report as reports
 
     if args.keys or args.page:
         raise ConfigError("--keys and --page belong to one drone, which flies one flight at a time: give one source")
@@ -160,6 +143,8 @@ def _inspect(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
+    from onboard.check import check
+
     good = True
     for name, fine, text in check(args.config):
         good = good and fine
@@ -168,13 +153,19 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _status(args: argparse.Namespace) -> int:
-    status = read_status(Path(config_file.load(args.config).state))
+    try:
+        state = Path(config_file.load(args.config).state)
+    except ConfigError:
+        state = Path(Config().state)  # a daemon without a configuration says so in its status
+    status = statuses.find(state)
     if args.json:
         sys.stdout.write(json.dumps(status) + "\n")
     else:
         table = Table(show_header=False, box=None)
+        for topic, problem in dict(status.pop("problems", {}) or {}).items():  # type: ignore[call-overload]
+            table.add_row("[bold red]PROBLEM[/]", escape(f"{topic}: {problem}"))
         for name, value in status.items():
-            table.add_row(name, str(value))
+            table.add_row(name, escape(str(value)))
         Console().print(table)
     return 0
 
@@ -213,6 +204,11 @@ def parser() -> argparse.ArgumentParser:
     verbs = top.add_subparsers(dest="verb", required=True)
 
     run = verbs.add_parser("run", help="the daemon", epilog="example: onboard run --config onboard.toml")
+    run.add_argument(
+        "--service",
+        action="store_true",
+        help="never end by a mistake: fly with what there is, or wait until it is mended, and say so",
+    )
     run.set_defaults(run=_run)
 
     replay = verbs.add_parser(

@@ -13,6 +13,7 @@ from onboard.footprint import FOV_DEG
 
 Share = Annotated[float, Meta(ge=0, le=1)]
 Cells = Annotated[int, Meta(ge=1, le=32)]
+PAGE_ADDRESS = "127.0.0.1:8081"
 ClassName = Annotated[str, Meta(min_length=1, max_length=40)]
 
 
@@ -33,9 +34,12 @@ class Camera(_Section, frozen=True, kw_only=True):
 
 
 class ModelChoice(_Section, frozen=True, kw_only=True):
-    """artifact: a .safetensors file, "" for the one that is shipped. classes: what the operator can answer."""
+    """artifact: a .safetensors file, "" for the one that is shipped. hash: that file's, as `hadanet info` says it; the
+    daemon flies no other. classes: what the operator can answer.
+    """
 
     artifact: str = ""
+    hash: Annotated[str, Meta(pattern="^([0-9a-f]{64})?$")] = ""
     classes: Annotated[tuple[ClassName, ...], Meta(min_length=2, max_length=32)] = ("object", "road", "trees", "ground")
     threads: Annotated[int, Meta(ge=1, le=64)] = 1
 
@@ -102,6 +106,14 @@ class Link(_Section, frozen=True, kw_only=True):
     keys: str = ""
 
 
+class Page(_Section, frozen=True, kw_only=True):
+    """address: where the drone's own status page is, HOST:PORT; for others than this computer give 0.0.0.0:PORT, which
+    shows everybody in that network what the page says. "" for no page.
+    """
+
+    address: Annotated[str, Meta(pattern=r"^(|.+:\d{1,5})$")] = PAGE_ADDRESS
+
+
 class Config(_Section, frozen=True, kw_only=True):
     """The whole file. state: a folder for the outbox, the label log and the model in force."""
 
@@ -114,6 +126,7 @@ class Config(_Section, frozen=True, kw_only=True):
     record: Recording = Recording()
     governor: Governing = Governing()
     link: Link = Link()
+    page: Page = Page()
 
 
 def load(path: Path) -> Config:

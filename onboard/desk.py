@@ -6,7 +6,6 @@ newest model out.
 """
 
 import logging
-import os
 import threading
 import time
 from collections import deque
@@ -23,8 +22,10 @@ from link.wire import Waker
 from models import delta
 from models.errors import ArtifactError, DeltaError, HadanetError
 from models.model import Model
-from onboard.labels import LabelLog
+from onboard import durable, status
+from onboard.labels import LABELS_FILE, LabelLog
 from onboard.learner import HISTORY_FRAMES, Observation
+from onboard.slots import CONTROL_FILE, Slots
 from onboard.worker import SAVE_EVERY_FRAMES, Head, Ready, Work, learner_address
 
 _log = logging.getLogger(__name__)
@@ -35,9 +36,6 @@ KEPT_FRAMES = HISTORY_FRAMES + SAVE_EVERY_FRAMES
 """Frames kept for the learner: one that was killed is given again what it saw before its last saved state."""
 POLL_MS = 100
 STATUS_EVERY_S = 2.0
-STATUS_FILE = "status.json"
-CONTROL_FILE = "control"
-"""Holds the last freeze, resume or anchor: a restart must not undo what an operator commanded."""
 LEARNER_SILENCE_S = 5.0
 HELD_MODELS = 64
 """Learned models that wait to fly, at most; in the air the learner is seconds behind, not more."""
@@ -67,33 +65,36 @@ class Seen(msgspec.Struct, frozen=True):
 class Desk:
     """See the module. `model` is the newest model; the flight reads it between frames.
 
-    `told` gives the words that others add to status.json, by key: how the link is, how the camera. `paused` says why
+    `told` gives what others add to status.json, by key: how the link is, how the camera. `paused` says why
     the learner gets no work at present, "" where it does. `record` is called with every reliable message that crosses,
     from the thread that it crosses in. `held`: None where what was learned
     flies at once; in the replay of a recording the models that were learned, by hash, until `put_in_force`.
+    `problems` says by file what cannot be kept at present, `model_problem` why
+    not the newest model flew at the start. status_path: of status.json, by default in `state`.
     """
 
-    def __init__(self, state: Path, base: Model, cols: int, post: Post) -> None:
+    def __init__(self, state: Path, base: Model, cols: int, post: Post, status_path: Path | None = None) -> None:
         self.model = base
         self.frozen = False
         self.updates = self.rollbacks = 0
         self.dropped_frames = self.dropped_questions = 0
         self.deltas: list[int] = []
         self.mirror_hash = ""
-        self.told: dict[str, Callable[[], str]] = {}
+        self.told: dict[str, Callable[[], object]] = {}
         self.paused: Callable[[], str] = lambda: ""
         self.record: Callable[[Message], None] = lambda message: None
         self.held: dict[str, Model] | None = None
         self._base = base
         self._cols = cols
         self._post = post
-        self._head_path = state / "head.delta"
+        self.slots = Slots(state)
         self._control_path = state / CONTROL_FILE
-        self._problems: dict[str, str] = {}
+        self.problems: dict[str, str] = {}
+        self.model_problem = ""
         self._recall()
-        self.log = LabelLog(state / "labels.sqlite", base.with_classes(("features",)).hash)
+        self.log = LabelLog(state / LABELS_FILE, base.with_classes(("features",)).hash)
         self._address = learner_address(state)
-        self._status_path = state / STATUS_FILE
+        self._status_path = status_path or state / status.STATUS_FILE
         self._status = Status(frame=-1, t_ns=0)
         self._told_s = 0.0
         self._changed = threading.Condition()
@@ -167,6 +168,11 @@ class Desk:
             return self._changed.wait_for(lambda: self.model.hash == model.hash or self._failure is not None, ORDER_S)
 
     @property
+    def problem(self) -> str:
+        """What cannot be kept at present, in a line; "" while all is well."""
+        return "; ".join(filter(None, list(self.problems.values())))
+
+    @property
     def learner(self) -> str:
         """The learner's state in a word: learning, frozen, resting (`paused`), or away."""
         if self.frozen:
@@ -194,7 +200,7 @@ class Desk:
             self._controls.append(message)
             self._waker.wake()
             if message.action != "resync":
-                self._keep(self._control_path, message.action.encode(), sync=True)
+                self._keep(self._control_path, message.action.encode())
         elif isinstance(message, Mirror | Welcome):
             mirrored = message.model_hash if isinstance(message, Mirror) else message.mirror_hash
             with self._changed:
@@ -326,7 +332,7 @@ class Desk:
         if model.hash == self.model.hash:
             return
         self.model = self._send(self.model, model, frame, labels, reason)
-        self._keep(self._head_path, delta.encode(self._base, self.model))
+        self._keep_model()
 
     def _send(self, old: Model, new: Model, frame: int, labels: int, reason: str) -> Model:
         payload = delta.encode(old, new)
@@ -365,11 +371,9 @@ class Desk:
             "dropped_questions": self.dropped_questions,
             "model_hash": self.model.hash,
             "mirror_hash": self.mirror_hash,
-            "pid": os.getpid(),
-            "written_s": time.time(),
         }
         fields |= {key: tell() for key, tell in self.told.items()}
-        self._keep(self._status_path, msgspec.json.encode(fields))
+        self._keep(self._status_path, status.encode(fields), sync=False)
 
     # --- on disk -----------------------------------------------------------------------------------------------
 
@@ -383,34 +387,33 @@ class Desk:
             _log.warning("%s: cannot be read: %s", self._control_path, error.strerror)
             action = ""
         self.frozen = action in ("freeze", "anchor")
-        if action == "anchor":
-            return
-        try:
-            self.model = delta.apply(self._base, self._head_path.read_bytes())
-        except FileNotFoundError:
-            pass
-        except (OSError, DeltaError, ArtifactError) as error:
-            _log.warning("%s: cannot be used (%s); the base model flies", self._head_path, error)
+        if action != "anchor":
+            self.model = self.slots.last(self._base) or self._base
+        if self.slots.problems:  # said for the whole flight: the slot itself is written over by the next model
+            self.model_problem = f"{'; '.join(self.slots.problems)}; model {self.model.hash[:16]} flies"
+        self._keep_model()  # so that this base model can be gone back to when its file is replaced
 
-    def _keep(self, path: Path, data: bytes, sync: bool = False) -> None:
-        """Replace a small file as a whole; a disk that refuses is told once, and the flight goes on without."""
-        partial = path.with_name(path.name + ".partial")
+    def _keep_model(self) -> None:
         problem = ""
         try:
-            with partial.open("wb") as file:
-                file.write(data)
-                file.flush()
-                if sync:
-                    os.fsync(file.fileno())
-            partial.replace(path)
+            self.slots.keep(self._base, self.model)
+        except OSError as error:
+            problem = f"{self.slots.folder}: the model cannot be kept: {error.strerror}"
+        self._say("models", problem)
+
+    def _keep(self, path: Path, data: bytes, sync: bool = True) -> None:
+        """Replace a small file as a whole; a disk that refuses is told once, and the flight goes on without."""
+        problem = ""
+        try:
+            durable.write(path, data, sync)
         except OSError as error:
             problem = f"{path}: cannot be written: {error.strerror}"
         self._say(path.name, problem)
 
     def _say(self, topic: str, problem: str) -> None:
-        if problem and problem != self._problems.get(topic):
+        if problem and problem != self.problems.get(topic):
             _log.warning("%s", problem)
-        self._problems[topic] = problem
+        self.problems[topic] = problem
 
     def close(self) -> None:
         """End the thread and close the log; questions that were handed over are posted first."""
@@ -420,18 +423,3 @@ class Desk:
             self._thread.join(timeout=10)
         self._waker.close()
         self.log.close()
-
-
-def read_status(state: Path) -> dict[str, object]:
-    """What the daemon with this state folder last said of itself. Raises HadanetError where it is not running."""
-    path = state / STATUS_FILE
-    try:
-        fields: dict[str, object] = msgspec.json.decode(path.read_bytes(), type=dict[str, object])
-        pid, age = int(str(fields["pid"])), time.time() - float(str(fields["written_s"]))
-    except FileNotFoundError as error:
-        raise HadanetError(f"{path}: there is no such file; is the daemon running with this state folder?") from error
-    except (OSError, msgspec.MsgspecError, KeyError, ValueError) as error:
-        raise HadanetError(f"{path}: cannot be read: {error}") from error
-    if not Path(f"/proc/{pid}").exists():
-        raise HadanetError(f"the daemon is not running; it ended {age:.0f} s ago or a little later")
-    return fields | {"age_s": round(age, 1)}

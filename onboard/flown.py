@@ -15,6 +15,7 @@ METADATA = "hadanet"
 FRAME_TOPIC = "/hadanet/frame"
 CAMERA_TOPIC = "/camera"
 DETECTIONS_TOPIC = "/hadanet/detections"
+UTC_TOPIC = "/utc"
 ARTIFACT = "artifact.safetensors"
 """Attachment: the model file that the flight was started with, where that is not the shipped one."""
 HEAD_SUFFIX = ".delta"
@@ -49,3 +50,18 @@ class FlownFrame(msgspec.Struct, frozen=True, array_like=True, kw_only=True, tag
     def pose(self) -> Pose:
         """Where the camera was."""
         return Pose(**{name: getattr(self, name) for name in Pose.__struct_fields__})
+
+
+class FlownUtc(msgspec.Struct, frozen=True, array_like=True, kw_only=True, tag=65):
+    """What the flight's clock is in UTC, at the beginning of a file and whenever it became known, or better known.
+
+    The stamps of a recording never jump; the time `t_ns` of this clock is `utc_ns` in UTC. source: as
+    `onboard.clock.Known` has it.
+    """
+
+    t_ns: int
+    utc_ns: int
+    source: str
+
+
+Flown = FlownFrame | FlownUtc

@@ -171,6 +171,14 @@ class Watch:
         parts += [] if now.battery_percent is None else [f"battery {now.battery_percent:.0f} %"]
         return ", ".join(parts) + (f"; learning rests: {self.reason}" if self.reason else "")
 
+    def sensors(self) -> dict[str, float | int | str | None]:
+        """The sensors as numbers, for the status, and the throttling in words."""
+        bits, words = self.reading.throttled, ""
+        if bits is not None:
+            words = ", ".join(text for bit, text in THROTTLED_NOW.items() if bits >> bit & 1)
+            words = words or ("earlier, not now" if bits else "none")
+        return msgspec.structs.asdict(self.reading) | {"throttling": words}
+
     def _run(self) -> None:
         now_s = 0.0
         while not self._stop.is_set():

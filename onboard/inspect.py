@@ -169,11 +169,12 @@ def _frames(source: Source, tick: Callable[[int, int | None], None]) -> tuple[Fr
     t_ns = np.array(times, np.int64)
     span_s = (times[-1] - times[0]) * 1e-9 if times else 0.0
     holes = gaps(t_ns)
+    offset_ns: int = getattr(source, "utc_offset_ns", 0)  # a recording's, whose drone may have had no clock
     frames = Frames(
         count=len(times),
         width=size[1],
         height=size[0],
-        begins=iso_time(times[0]) if times and times[0] > EPOCH_NS else None,
+        begins=iso_time(times[0] + offset_ns) if times and times[0] + offset_ns > EPOCH_NS else None,
         duration_s=round(span_s, 3),
         rate_hz=round((len(times) - 1) / span_s, 3) if span_s > 0 else None,
         with_position=len(poses.get("lat_deg", ())),

@@ -11,6 +11,7 @@ from link.store import Store
 from models.errors import LinkError
 from onboard.learner import GivenLabel
 
+LABELS_FILE = "labels.sqlite"
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS asked (query INTEGER PRIMARY KEY, frame INTEGER NOT NULL, tile INTEGER NOT NULL,"
     " backbone TEXT NOT NULL, bits BLOB NOT NULL, scales BLOB NOT NULL) STRICT",

@@ -22,7 +22,8 @@ from mcap.writer import MCAP0_MAGIC, CompressionType, Writer
 
 from link import codec
 from link.messages import Message
-from onboard.flown import FlownFrame
+from onboard import durable
+from onboard.flown import Flown
 
 CHUNK_BYTES = 64 * 1024
 """No chunk's data is larger, except for a single message that is."""
@@ -59,20 +60,20 @@ class McapFile:
             self._writer.add_metadata(name, dict(entries))
         self._chunk = self._messages = 0  # bytes and messages in the chunk that is being filled
         self._output.sync()
-        _sync_folder(path.parent)
+        durable.sync_folder(path.parent)
 
     @property
     def size(self) -> int:
         """Bytes of the file so far, less the chunk that is being filled."""
         return self._output.tell()
 
-    def add(self, topic: str, message: ProtobufMessage | Message | FlownFrame, t_ns: int) -> None:
+    def add(self, topic: str, message: ProtobufMessage | Message | Flown, t_ns: int) -> None:
         """Add a message. Raises ValueError or LinkError, and writes nothing, where it is no sound message."""
         if not 0 <= t_ns <= _MAX_T_NS:
             raise ValueError(f"a time of {t_ns} ns is outside 1970 .. 2262")
         if isinstance(message, ProtobufMessage):
             name, data = str(message.DESCRIPTOR.full_name), message.SerializeToString()
-        elif isinstance(message, FlownFrame):
+        elif isinstance(message, Flown):
             name, data = f"hadanet.{type(message).__name__}", msgspec.msgpack.encode(message)
         else:
             name, data = f"hadanet.{type(message).__name__}", codec.encode(message)
@@ -120,7 +121,7 @@ class McapFile:
         Footer(summary_start=0, summary_offset_start=0, summary_crc=0).write(end)
         self._output.abandon(end.end() + MCAP0_MAGIC)
 
-    def _channel(self, topic: str, name: str, message: ProtobufMessage | Message | FlownFrame) -> int:
+    def _channel(self, topic: str, name: str, message: ProtobufMessage | Message | Flown) -> int:
         if isinstance(message, ProtobufMessage):
             encoding, schema_encoding = "protobuf", "protobuf"
             schema = _file_descriptors(message)
@@ -154,7 +155,7 @@ def _file_descriptors(message: ProtobufMessage) -> bytes:
     return bytes(files.SerializeToString())
 
 
-def _json_schema(kind: type[Message] | type[FlownFrame]) -> bytes:
+def _json_schema(kind: type[Message] | type[Flown]) -> bytes:
     """The schema of one of our messages: an array that begins with the tag; each place carries its field's name."""
     schema = msgspec.json.schema(kind)["$defs"][kind.__name__]
     for place, field in zip(schema["prefixItems"], ["tag", *kind.__struct_fields__], strict=True):
@@ -162,15 +163,6 @@ def _json_schema(kind: type[Message] | type[FlownFrame]) -> bytes:
         if place.pop("contentEncoding", None):
             place["description"] = "bytes (MessagePack bin)"
     return msgspec.json.encode(schema)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Wait until a new file's name is on the disk: without it a power cut takes the whole file."""
-    number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
 
 
 class _Output:

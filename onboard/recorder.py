@@ -26,9 +26,10 @@ from link.messages import Delta, Detections, Message
 from models import delta
 from models.errors import RecorderError
 from models.model import Model
-from onboard import flown, foxglove, retention
+from onboard import clock, flown, foxglove, retention
+from onboard.clock import Known
 from onboard.detections import FrameResult
-from onboard.flown import FlownFrame
+from onboard.flown import FlownFrame, FlownUtc
 from onboard.mcapfile import McapFile
 
 FLUSH_S = 0.25
@@ -133,6 +134,7 @@ class Recorder:
         self._checked_bytes = 0
         self._file: McapFile | None = None
         self._begun_bytes = 0  # of the file, before anything was recorded
+        self._utc: Known | None = None
         self._told: set[str] = set()  # hashes of the models that the file can give
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -190,6 +192,11 @@ class Recorder:
 
         self._put("messages", size, write)
 
+    def utc(self, known: Known) -> None:
+        """Record what is known of UTC from now on; each later file begins with it too."""
+        t_ns = clock.now_ns()
+        self._put("messages", 0, lambda file: self._tell_utc(file, known, t_ns))
+
     def log(self, level: str, text: str, t_ns: int | None = None) -> None:
         """Record a line on `/log`. Without a time it gets the newest frame's, or the clock's before the first frame."""
         when = self._when(t_ns)
@@ -210,7 +217,7 @@ class Recorder:
             self._stop(f"recording was not finished within {CLOSE_S:.0f} s: the disk under {self._folder} hangs")
 
     def _when(self, t_ns: int | None) -> int:
-        return t_ns if t_ns is not None else self._newest_t_ns if self._newest_t_ns is not None else time.time_ns()
+        return t_ns if t_ns is not None else self._newest_t_ns if self._newest_t_ns is not None else clock.now_ns()
 
     def _put(self, kind: str, size: int, write: Callable[[McapFile], None]) -> None:
         queue = self._frames if kind == "frames" else self._messages
@@ -301,6 +308,10 @@ class Recorder:
             file.attach(model.hash + flown.HEAD_SUFFIX, "application/octet-stream", data)
         self._told.add(model.hash)
 
+    def _tell_utc(self, file: McapFile, known: Known, t_ns: int) -> None:
+        self._utc = known
+        file.add(flown.UTC_TOPIC, FlownUtc(t_ns=t_ns, utc_ns=t_ns + known.offset_ns, source=known.source), t_ns)
+
     def _make_room(self, file: McapFile) -> None:
         """Begin the next file where this one is full; delete the oldest where the disk nearly is, or stop."""
         if file.size - self._begun_bytes >= self._max_file_bytes:
@@ -358,6 +369,8 @@ class Recorder:
         self._segment += 1
         for name, data in self._attachments.items():
             self._file.attach(name, "application/octet-stream", data)
+        if self._utc:
+            self._tell_utc(self._file, self._utc, self._when(None))
         self._told, self._begun_bytes = {self._base.hash} if self._base else set(), self._file.size
         self._keep_bound()
 

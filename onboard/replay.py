@@ -23,7 +23,8 @@ from models.errors import ConfigError, HadanetError, SourceError, TruthError
 from models.model import Model
 from onboard.ahead import ahead
 from onboard.asflown import AsFlown, AsFlownReport, can_learn, obstacle
-from onboard.assembly import Assembly, learner_process
+from onboard.assembly import Assembly
+from onboard.boot import learner_process
 from onboard.config import Config
 from onboard.flight import Flight, Look
 from onboard.frame import Frame, Skipped, Source

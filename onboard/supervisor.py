@@ -1,5 +1,6 @@
 """Starts the daemon's processes, watches them, and starts again what ended; one declarative table says which."""
 
+import contextlib
 import logging
 import os
 import subprocess
@@ -19,11 +20,16 @@ END_S = 10.0
 
 
 class Process(msgspec.Struct, frozen=True, kw_only=True):
-    """One row of the table. A process that ends is started again; `needed` says that the daemon ends without it."""
+    """One row of the table. A process that ends is started again; `needed` says that the daemon ends without it.
+
+    nice: how far it stands back behind the flight, 0 to 19. stdin: what it reads there, less than a pipe holds.
+    """
 
     name: str
     command: tuple[str, ...]
     needed: bool = False
+    nice: int = 0
+    stdin: bytes = b""
 
 
 def _environment() -> dict[str, str]:
@@ -95,7 +101,12 @@ class Supervisor:
     def _spawn(self, child: _Child) -> None:
         child.starts.append(time.monotonic())
         try:
-            child.popen = subprocess.Popen(child.process.command, stdin=subprocess.DEVNULL, env=_environment())
+            child.popen = subprocess.Popen(child.process.command, stdin=subprocess.PIPE, env=_environment())
+            assert child.popen.stdin is not None
+            with contextlib.suppress(BrokenPipeError), child.popen.stdin as stdin:  # it ended before it read that
+                stdin.write(child.process.stdin)
+            if child.process.nice:
+                os.setpriority(os.PRIO_PROCESS, child.popen.pid, child.process.nice)
         except OSError as error:  # no memory, no process left: it may pass
             child.popen = None
             _log.error("%s cannot be started: %s", child.process.name, error)

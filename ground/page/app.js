@@ -278,7 +278,7 @@ function showFacts() {
   $("facts").replaceChildren(...nodes);
   const last = d.notices.at(-1);
   const recent = last && Date.now() / 1000 - last.t_s < 30 ? `${d.name}: ${last.text}` : "";
-  const notice = d.link.problem || d.no_mirror || recent;
+  const notice = d.link.problem || d.no_mirror || (d.problem ? `${d.name} says: ${d.problem}` : recent);
   if ($("notice").textContent !== notice) $("notice").textContent = notice;
 }
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.errors import SourceError
+from onboard import clock
 from onboard.frame import Frame, Pose, Skipped
 from onboard.grid import edges
 from onboard.sim.camera import GROUND_M, View, advance_m, homography, view
@@ -101,7 +102,7 @@ class SimSource:
     def frames(self, start_s: float = 0.0) -> Iterator[Frame]:
         """Yield frames from `start` on, and from `start_s` seconds behind it; live ones when their time has come,
         leaving out those that are past."""
-        zero_ns = time.time_ns() - round(self.start * 1e9 / self._rate) if self.live else EPOCH_NS
+        zero_ns = clock.now_ns() - round(self.start * 1e9 / self._rate) if self.live else EPOCH_NS
         began_s = time.monotonic()
         index = self.start + math.ceil(start_s * self._rate - 1e-9)
         while index < self.frame_count and not self._closed.is_set():

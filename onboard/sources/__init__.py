@@ -11,28 +11,19 @@
     monday.bag?topic=/camera      a ROS bag, a folder with a    bags.py
                                   ROS 2 bag, or another's MCAP
     v4l2:///dev/video0            a camera of this machine      v4l2.py
+    csi://0?width=1280&height=720 one on a Pi's or Jetson's     csi.py, pipe.py
+                                  ribbon cable
+    rtsp://192.168.1.64/stream    one in the network            rtsp.py
     sim://?seed=0&frames=120      a simulated flight            onboard.sim
 """
 
-import math
-from pathlib import Path
-
-import numpy as np
+from collections.abc import Callable
 
 from models.errors import SourceError
 from onboard.frame import Source
-from onboard.sources.bags import BagSource, is_bag
-from onboard.sources.photos import SUFFIXES as PHOTO_SUFFIXES
-from onboard.sources.photos import PhotoSource
-from onboard.sources.recording import RecordingSource, is_recording
-from onboard.sources.uri import texts
-from onboard.sources.v4l2 import V4L2Source
-from onboard.sources.video import SUFFIXES as VIDEO_SUFFIXES
-from onboard.sources.video import VideoSource
+from onboard.sources.uri import KINDS, shown
 
 __all__ = ["open_source"]
-
-_KINDS = "a folder of photos, a video file, a recording or bag, v4l2:///dev/video0 or sim://"
 
 
 def open_source(uri: str) -> Source:
@@ -41,7 +32,7 @@ def open_source(uri: str) -> Source:
     Parameters
     ----------
     uri : str
-        A path (folder or video file), ``v4l2://`` with a device path, or ``sim://`` with parameters.
+        A path (folder or file), or one of the kinds above.
 
     Raises
     ------
@@ -49,75 +40,42 @@ def open_source(uri: str) -> Source:
         Nothing is there, it cannot be read, or the URI is not understood; the message says what to do.
     """
     if not uri.strip() or "\0" in uri:
-        raise SourceError(f"{uri!r} names no source; give {_KINDS}")
+        raise SourceError(f"{uri!r} names no source; give {KINDS}")
     scheme, separator, _ = uri.partition("://")
     if not separator:
-        return _open_path(uri)
-    if scheme == "v4l2":
-        return V4L2Source(uri)
-    if scheme == "sim":
-        from onboard.sim import SimSource  # the drone's own flights never need the simulator
+        from onboard.sources.files import open_path
 
-        return SimSource(uri)
-    raise SourceError(f"{uri}: there is no source of the kind '{scheme}://'; give {_KINDS}")
+        return open_path(uri)
+    if scheme not in _OPENERS:
+        raise SourceError(f"{shown(uri)}: there is no source of the kind '{scheme}://'; give {KINDS}")
+    return _OPENERS[scheme](uri)
 
 
-def _has_photos(path: Path) -> bool:
-    """Whether a folder holds photos, which then are the flight even if recordings were put beside them."""
-    return path.is_dir() and any(file.suffix.lower() in PHOTO_SUFFIXES for file in path.iterdir())
+# Each brings its own libraries, which the others have no use for: a flight has one camera.
 
 
-LOG_PARAMETERS = {"log": "the file with positions", "offset": "seconds to add to the log's time for the pictures'"}
-TOPIC_PARAMETERS = {"topic": "the pictures'"}
+def _v4l2(uri: str) -> Source:
+    from onboard.sources.v4l2 import V4L2Source
+
+    return V4L2Source(uri)
 
 
-def _open_path(text: str) -> Source:
-    path, query = Path(text).expanduser(), ""
-    try:
-        if "?" in text and not path.exists():  # a path that really contains a question mark goes first
-            name, _, query = text.rpartition("?")
-            path = Path(name).expanduser()
-        if is_recording(path) and not _has_photos(path):
-            texts(text, query, {})
-            return RecordingSource(path)
-        if path.exists() and is_bag(path):
-            return BagSource(path, texts(text, query, TOPIC_PARAMETERS)["topic"])
-        if path.is_dir():
-            return _with_log(text, path, query, PhotoSource(path))
-        if not path.exists():
-            raise SourceError(f"{path}: there is no such file or folder; give {_KINDS}")
-    except OSError as error:
-        raise SourceError(f"{path}: cannot be opened: {error.strerror or error}") from error
-    if path.is_char_device():
-        raise SourceError(f"{path} is a device; write v4l2://{path} to use it as a camera")
-    suffix = path.suffix.lower()
-    if suffix in VIDEO_SUFFIXES:
-        return _with_log(text, path, query, VideoSource(path))
-    if suffix in PHOTO_SUFFIXES:
-        raise SourceError(f"{path} is one photo; give the folder that holds the flight's photos: {path.parent}")
-    raise SourceError(
-        f"{path} is neither a folder nor a video by its name; videos end in {' '.join(sorted(VIDEO_SUFFIXES))}"
-    )
+def _csi(uri: str) -> Source:
+    from onboard.sources.csi import open_csi
+
+    return open_csi(uri)
 
 
-def _with_log(uri: str, path: Path, query: str, source: PhotoSource | VideoSource) -> Source:
-    """The source with its log, where it has one."""
-    from onboard.sources.logged import LoggedSource, log_of  # readers of logs are needed for nothing else
+def _rtsp(uri: str) -> Source:
+    from onboard.sources.rtsp import RtspSource
 
-    given = texts(uri, query, LOG_PARAMETERS)
-    try:
-        offset_s = float(given["offset"]) if given["offset"] else None
-    except ValueError:
-        offset_s = math.nan
-    if offset_s is not None and not math.isfinite(offset_s):
-        raise SourceError(f"{uri}: offset={given['offset']} must be a number of seconds")
-    log = log_of(path, given["log"])
-    if log is None:
-        if offset_s is not None:
-            raise SourceError(f"{uri}: an offset belongs to a log, and there is none; name it with log=FILE")
-        return source
-    # of a video's frames only the first one's time is known before they are decoded
-    times = [photo.t_ns for photo in source.photos] if isinstance(source, PhotoSource) else [source.first_ns]
-    return LoggedSource(
-        source, log[0], np.array(times, np.int64), utc_ns=source.utc_ns, inside=log[1], offset_s=offset_s
-    )
+    return RtspSource(uri)
+
+
+def _sim(uri: str) -> Source:
+    from onboard.sim import SimSource
+
+    return SimSource(uri)
+
+
+_OPENERS: dict[str, Callable[[str], Source]] = {"v4l2": _v4l2, "csi": _csi, "rtsp": _rtsp, "rtsps": _rtsp, "sim": _sim}

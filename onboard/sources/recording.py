@@ -5,6 +5,7 @@ the frame that had them first, changes of the model with the frame that flew the
 everything back where it was (`onboard.asflown`).
 """
 
+import contextlib
 import os
 import struct
 from array import array
@@ -32,7 +33,9 @@ from onboard.flown import (
     FRAME_TOPIC,
     HEAD_SUFFIX,
     METADATA,
+    UTC_TOPIC,
     FlownFrame,
+    FlownUtc,
 )
 from onboard.frame import Frame, Skipped
 from onboard.sources.mcaprecords import Problems, records
@@ -47,6 +50,7 @@ _QUANTITIES = {name: name for name in ("lat_deg", "lon_deg", "alt_m", "agl_m")} 
 _DAMAGED_INDEX = (McapError, ValueError, struct.error, OSError, LookupError, TypeError, AttributeError, MemoryError)
 """What the library raises for an index that is not there, or not what was written; found by flipping bytes."""
 _flown = msgspec.msgpack.Decoder(FlownFrame)
+_utc = msgspec.msgpack.Decoder(FlownUtc)
 _config = msgspec.json.Decoder(Config)
 
 
@@ -79,8 +83,9 @@ class RecordingSource:
 
     about: what stands in the record `hadanet` of the first file. config: the flight's, None if this version cannot read
     it. recompressed: its pixels are not what the flight saw, but were changed by JPEG. whole: it begins with the
-    flight. problems: damage and truncation, a line each. follow: to be set before `frames`, so that what crossed is
-    kept for `crossed`; without it nothing is.
+    flight. problems: damage and truncation, a line each. utc_offset_ns: from the frames' times to UTC, as
+    far as the flight came to know it. follow: to be set before `frames`, so that what crossed is kept for `crossed`;
+    without it nothing is.
 
     Raises
     ------
@@ -112,6 +117,7 @@ class RecordingSource:
         if not survey.times:
             raise SourceError(f"{path}: not one whole frame is in this recording")
         self.recompressed = survey.recompressed
+        self.utc_offset_ns = survey.utc_offset_ns
         self.length: int | None = len(survey.times)
         self.first_ns = survey.times[0]
         span_s = (survey.times[-1] - survey.times[0]) * 1e-9
@@ -233,7 +239,9 @@ class _Survey:
         self.problems = Problems()
         self.times = array("q")
         self.recompressed = False
+        self.utc_offset_ns = 0
         self._values = {name: array("d") for name in _QUANTITIES}
+        self._topics = {FRAME_TOPIC: self._add, UTC_TOPIC: self._know}
 
     def read(self, segment: _Segment) -> None:
         """A file with an index is read by it, any other from its beginning on."""
@@ -241,8 +249,8 @@ class _Survey:
         try:
             with segment.path.open("rb") as file:
                 reader = SeekingReader(file, validate_crcs=True, record_size_limit=segment.path.stat().st_size)
-                for _, _, message in reader.iter_messages(topics=[FRAME_TOPIC], log_time_order=False):
-                    self._add(message.data)
+                for _, channel, message in reader.iter_messages(topics=list(self._topics), log_time_order=False):
+                    self._topics[channel.topic](message.data)
             return
         except _DAMAGED_INDEX:  # or none
             del self.times[kept:]
@@ -252,8 +260,8 @@ class _Survey:
         for record in records(segment.path, self.problems, salvage=False):
             if isinstance(record, Channel):
                 topics[record.id] = record.topic
-            elif isinstance(record, Message) and topics.get(record.channel_id) == FRAME_TOPIC:
-                self._add(record.data)
+            elif isinstance(record, Message) and (take := self._topics.get(topics.get(record.channel_id, ""))):
+                take(record.data)
 
     def _add(self, data: bytes) -> None:
         try:
@@ -265,6 +273,11 @@ class _Survey:
         for name, values in self._values.items():
             value = getattr(about, name)
             values.append(np.nan if value is None else value)
+
+    def _know(self, data: bytes) -> None:
+        with contextlib.suppress(msgspec.MsgspecError):  # of another version
+            known = _utc.decode(data)
+            self.utc_offset_ns = known.utc_ns - known.t_ns
 
     def telemetry(self, uri: str) -> Telemetry:
         made = {

@@ -1,5 +1,6 @@
 """Parameters of a source's URI: described in a table, bounded, unknown ones refused."""
 
+import re
 from collections.abc import Mapping
 from math import isfinite
 from urllib.parse import parse_qsl, urlsplit
@@ -7,6 +8,10 @@ from urllib.parse import parse_qsl, urlsplit
 import msgspec
 
 from models.errors import SourceError
+
+KINDS = (
+    "a folder of photos, a video file, a recording or bag, v4l2:///dev/video0, csi://0, rtsp://HOST/STREAM or sim://"
+)
 
 
 class Parameter(msgspec.Struct, frozen=True):
@@ -16,6 +21,11 @@ class Parameter(msgspec.Struct, frozen=True):
     low: int | float
     high: int | float
     about: str
+
+
+def shown(uri: str) -> str:
+    """The URI as it may be logged, recorded and sent: without the name and password of a camera in the network."""
+    return re.sub(r"://[^/]*@", "://...@", uri)
 
 
 def split(uri: str) -> tuple[str, str]:

@@ -5,7 +5,6 @@ row the camera counts as gone and iterating ends in a `SourceError`, so that the
 """
 
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.errors import SourceError
+from onboard import clock
 from onboard.frame import Frame, Pose, Skipped
 from onboard.sources.uri import Parameter, parse, split
 
@@ -27,7 +27,7 @@ PARAMETERS = {
 
 
 class V4L2Source:
-    """Frames of a camera, as they come; times are the system clock's at opening plus the monotonic time since.
+    """Frames of a camera, as they come; times are the flight clock's.
 
     Raises
     ------
@@ -61,13 +61,11 @@ class V4L2Source:
 
     def frames(self, start_s: float = 0.0) -> Iterator[Frame]:
         """Yield frames until `close`; the index counts failed reads too."""
-        wall_ns, start_ns = time.time_ns(), time.monotonic_ns()
         index = failures = 0
         while self._camera.isOpened():
             image = self._read()
             if image is not None:
-                t_ns = wall_ns + time.monotonic_ns() - start_ns
-                yield Frame(index=index, t_ns=t_ns, name=str(index), image=image, pose=Pose())
+                yield Frame(index=index, t_ns=clock.now_ns(), name=str(index), image=image, pose=Pose())
                 failures = 0
             else:
                 failures += 1

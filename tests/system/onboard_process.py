@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from models.errors import HadanetError
-from onboard.desk import read_status
+from onboard import status
 from onboard.learner import State
 
 ROOT = Path(__file__).parents[2]
@@ -81,22 +81,26 @@ class Replay:
 class Daemon:
     """A running `onboard run` over one state folder."""
 
-    def __init__(self, folder, source, keys="", classes=(), grid=None, **sections):
+    def __init__(self, folder, source, keys="", classes=(), grid=None, service=False, **sections):
         folder.mkdir()
+        self.options = ["--service"] if service else []
         self.state, self.err = folder / "state", folder / "err.txt"
         self.config = folder / "onboard.toml"
-        tables = {"camera": {"source": source} | (grid or {}), "link": {"keys": str(keys)}, **sections}
+        tables = {"camera": {"source": source} | (grid or {}), "link": {"keys": str(keys)}, "page": {"address": ""}}
+        tables |= sections
         if classes:
-            tables["model"] = {"classes": list(classes)}
+            tables["model"] = tables.get("model", {}) | {"classes": list(classes)}
         lines = [f"state = {json.dumps(str(self.state))}"]
         for name, table in tables.items():
             lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
         self.config.write_text("\n".join(lines) + "\n")
         self.process = None
 
-    def start(self):
+    def start(self, *wrap, **environment):
+        """Start it, by another command (`wrap`) where one is given, and with more in its environment."""
+        command = [*wrap, *onboard("run", *self.options, "--config", self.config)]
         with self.err.open("a") as err:
-            self.process = subprocess.Popen(onboard("run", "--config", self.config), stderr=err)
+            self.process = subprocess.Popen(command, stderr=err, env=os.environ | environment)
 
     def stop(self):
         """Ask it to end; its exit status."""
@@ -117,7 +121,7 @@ class Daemon:
 
     def status(self):
         try:
-            return read_status(self.state)
+            return status.find(self.state)
         except HadanetError:
             return {}
 

@@ -13,7 +13,8 @@ import msgspec
 import pytest
 
 from link.keys import enroll
-from onboard.assembly import Assembly, learner_process
+from onboard.assembly import Assembly
+from onboard.boot import learner_process
 from onboard.cli import main
 from onboard.config import Asking, Camera, Config, Link, ModelChoice
 from onboard.learner import State

@@ -1,8 +1,12 @@
 """A real daemon whose sensors are files: it stops learning when they are hot, flies on, and learns again."""
 
+import time
+
+import numpy as np
 import pytest
 
 from onboard.sim import SimSource
+from onboard.sources import open_source
 from tests.system.onboard_process import Daemon
 
 SOURCE = "sim://?seed=3&frames=4000&fps=8&live=1"
@@ -47,3 +51,61 @@ def test_limits_that_make_no_sense_are_refused(tmp_path, capsys, line):
     path.write_text(f'state = "{tmp_path}"\n[governor]\n{line}\n')
     assert main(["check", "--config", str(path)]) == 1
     assert "line 3" in capsys.readouterr().out
+
+
+STEP_C = 0.487
+"""A Pi's sensor tells temperatures in such steps, with a step of noise."""
+EVERY_S = 0.25
+
+
+def climb():
+    """A trace as a Pi without a fan makes it, but faster: from 74 to 84 degrees, and down to 72. In degrees."""
+    rng = np.random.default_rng(0)
+    true = np.concatenate([np.linspace(74, 84, 32), np.full(12, 84), np.linspace(84, 72, 44)])
+    return np.round((true + rng.uniform(-STEP_C, STEP_C, len(true))) / STEP_C) * STEP_C
+
+
+def test_a_climb_in_real_time(tmp_path):
+    """Off within 2 s of 80 degrees, on again 5 lower, once each. `-s` prints that and how the frames fared, which tells
+    something on a computer without other work.
+    """
+    trace, sensors, flights = climb(), tmp_path / "sensors", tmp_path / "flights"
+    heat(sensors, 60_000)
+    daemon = Daemon(
+        tmp_path / "drone",
+        SOURCE,
+        classes=SimSource(SOURCE).classes,
+        governor={"sensors": str(sensors)},
+        record={"folder": str(flights), "min_free_mb": 0},
+    )
+    daemon.start()
+    said = {"learning rests: ": [], "learning goes on": []}
+    try:
+        before = daemon.until(lambda s: s["learner"] == "learning" and s["frame"] > 24)
+        crossed = {"off": None, "on": None}
+        begun = time.monotonic()
+        for number, degrees in enumerate([*trace, *[72.0] * 12]):
+            heat(sensors, round(degrees * 1000))
+            now = time.monotonic()
+            if crossed["off"] is None and degrees >= 80:
+                crossed["off"] = now
+            if crossed["off"] is not None and crossed["on"] is None and degrees <= 75:
+                crossed["on"] = now
+            while (now := time.monotonic()) < begun + (number + 1) * EVERY_S:
+                log = daemon.err.read_text()
+                for words, times in said.items():
+                    times += [now] * (log.count(words) - len(times))
+                time.sleep(0.02)
+        after = daemon.until(lambda s: s["learner"] == "learning" and s["frame"] > before["frame"] + 8 * 20)
+        assert daemon.stop() == 0
+    finally:
+        daemon.kill()
+    (off,), (on,) = said["learning rests: "], said["learning goes on"]  # once each: it does not flutter
+    times = [frame.t_ns for frame in open_source(str(flights)).frames()]
+    longest_ms = max(np.diff(times)) / 1e6
+    print(
+        f"off {off - crossed['off']:.2f} s after 80 C, on {on - crossed['on']:.2f} s after 75 C; {len(times)} frames, "
+        f"{after['dropped'] - before['dropped']} dropped, {longest_ms:.0f} ms between two at most (125 each)"
+    )
+    assert 0 <= off - crossed["off"] <= 2
+    assert 0 <= on - crossed["on"] <= 2

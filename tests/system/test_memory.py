@@ -1,8 +1,12 @@
-"""What a replay keeps in memory does not grow with the flight."""
+"""What a daemon needs, and that what a replay keeps in memory does not grow with the flight."""
 
+import contextlib
+import os
 import subprocess
 import sys
+import time
 import tracemalloc
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -11,6 +15,9 @@ from rich.progress import Progress
 
 from onboard import replay
 from onboard.config import Asking, Config, ModelChoice
+from tests.system.ground_process import Ground
+from tests.system.onboard_process import Daemon
+from tests.system.test_daemon import Operator
 
 PHOTOS = 25
 LAPS = (4, 24)
@@ -31,9 +38,10 @@ def photos(tmp_path):
     return folder
 
 
-def test_the_learner_needs_neither_compiler_nor_camera():
-    """They would be two thirds of its memory."""
-    code = "import sys, onboard.worker; print(sorted({'numba', 'cv2', 'av'} & sys.modules.keys()))"
+@pytest.mark.parametrize("module", ["onboard.worker", "onboard.service", "onboard.cli", "onboard.statuspage"])
+def test_only_the_flight_needs_compiler_and_camera(module):
+    """They would be two thirds of the memory of learner, supervisor and page."""
+    code = f"import sys, {module}; print(sorted({{'numba', 'cv2', 'av'}} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "[]\n"
 
@@ -63,3 +71,65 @@ def test_memory_does_not_grow_with_the_flight(photos, tmp_path, monkeypatch):
     growth = (peaks[2] - peaks[1]) / (PHOTOS * (LAPS[1] - LAPS[0]))
     print(f"peaks {[f'{peak / 1e6:.2f} MB' for peak in peaks]}, {growth:.0f} bytes a frame")
     assert growth < BYTES_A_FRAME
+
+
+MAX_DAEMON_MB = 400
+LABELS = 40
+LIVE = "sim://?seed=3&frames=4000&fps=8&live=1"
+
+
+def processes(pid):
+    """The process and all below it."""
+    found = [pid]
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                if int((entry / "stat").read_text().rpartition(")")[2].split()[1]) == pid:
+                    found += processes(int(entry.name))
+    return found
+
+
+def resident_mb(pid):
+    """(resident, its proportional share of what several processes have in common, the most that was ever resident)."""
+    lines = (Path(f"/proc/{pid}/smaps_rollup").read_text() + Path(f"/proc/{pid}/status").read_text()).splitlines()
+    table = {line.split()[0].rstrip(":"): line.split() for line in lines if line.endswith("kB")}
+    return tuple(int(table[name][1]) / 1024 for name in ("Rss", "Pss", "VmHWM"))
+
+
+def test_the_daemon_with_learner_and_page_fits(tmp_path):
+    """Flying, learning from labels, recording, in touch with a station; the simulator's world is in it too, which no
+    camera has. MEMORY_S=120 lets it fly so long.
+    """
+    ground = Ground(tmp_path)
+    ground.start()
+    ground.enroll()
+    operator = Operator(ground, LIVE)
+    daemon = Daemon(
+        tmp_path / "drone",
+        LIVE,
+        tmp_path / "kestrel.toml",
+        operator.sim.classes,
+        ask={"share": 0.05},
+        record={"folder": str(tmp_path / "flights"), "min_free_mb": 0},
+        page={"address": "127.0.0.1:0"},
+    )
+    daemon.start()
+    try:
+        daemon.until(lambda s: s["link"] == "connected" and s["frame"] >= 0)
+        operator.answer(LABELS, daemon)
+        daemon.until(lambda s: s["updates"] > 0 and s["labels"] == LABELS)
+        time.sleep(float(os.environ.get("MEMORY_S", "2")))
+        rows = {}
+        for pid in processes(daemon.process.pid):
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            rows[words[2].decode()] = resident_mb(pid)
+        assert daemon.stop() == 0
+    finally:
+        daemon.kill()
+        ground.stop()
+    for name, (rss, pss, most) in rows.items():
+        print(f"{name:20} {rss:5.0f} MB resident, {pss:5.0f} of its own, {most:5.0f} at most")
+    rss, pss, _ = (sum(column) for column in zip(*rows.values(), strict=True))
+    print(f"{'all':20} {rss:5.0f} MB resident, {pss:5.0f} with what they share counted once")
+    assert set(rows) == {"onboard.cli", "onboard.daemon", "onboard.worker", "onboard.statuspage"}
+    assert rss < MAX_DAEMON_MB

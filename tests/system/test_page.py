@@ -6,7 +6,7 @@ import signal
 import msgspec
 import pytest
 
-from link.messages import Control, Label, Query, Undo
+from link.messages import Control, Label, Problems, Query, Undo
 from tests.ground_flight import flight, step
 from tests.system.ground_process import WAIT_S, Drone
 
@@ -260,6 +260,16 @@ def test_an_answer_of_somebody_else_is_told(ground, drone, page):
     expect(page.locator("#toast")).to_have_text("Somebody else has answered this one.")
     expect(page.locator("#tile")).to_have_attribute("data-id", str(THIRD))
     assert sorted(drone.take(Label).answer for _ in range(2)) == ["road", "trees"]
+
+
+def test_what_a_drone_says_is_wrong_with_it_is_shown(ground, drone, page):
+    drone.fly()
+    page.goto(ground.url)
+    expect(page.locator("#tile")).to_have_attribute("data-id", str(FIRST))
+    drone.link.post(Problems(text="camera: it gave no picture <b>in 3 s</b>"))
+    expect(page.locator("#notice")).to_have_text("kestrel says: camera: it gave no picture <b>in 3 s</b>")
+    drone.link.post(Problems(text=""))
+    expect(page.locator("#notice")).not_to_contain_text("kestrel says")
 
 
 def test_a_lost_station_is_shown_and_found_again(ground, drone, page):

@@ -14,7 +14,7 @@ from onboard import cli
 from onboard.check import check
 from tests.small_model import small_model
 
-PARTS = ["config", "model", "camera", "keys", "state", "recording", "clock"]
+PARTS = ["config", "model", "learned", "camera", "keys", "state", "recording", "clock"]
 
 
 class Place:
@@ -110,7 +110,14 @@ def test_a_model_that_cannot_be_computed(place, capsys):
 def test_another_model_that_can(place, capsys):
     path = place.folder / "small.safetensors"
     artifact.save(small_model(), path)
-    status, good, _ = place.check(capsys, model=f'[model]\nartifact = "{path}"\nclasses = ["x", "y"]')
+    lines = f'[model]\nartifact = "{path}"\nclasses = ["x", "y"]'
+    said = only(place, capsys, "model", model=lines)
+    assert f'nothing says that this model may fly; if you trust it, set  hash = "{small_model().hash}"' in said
+    said = only(place, capsys, "model", model=f'{lines}\nhash = "{64 * "a"}"')
+    assert (
+        f"its hash is {small_model().hash[:16]}..., [model] hash names aaaaaaaaaaaaaaaa...: it is another model" in said
+    )
+    status, good, _ = place.check(capsys, model=f'{lines}\nhash = "{small_model().hash}"')
     assert status == 0
     assert good["model"].startswith("small, 2 classes, ")
 
@@ -179,13 +186,13 @@ def test_everything_at_once(place, capsys, monkeypatch):
         link=f'[link]\nkeys = "{bad_path}"',
     )
     assert status == 1
-    assert list(good) == ["config"]
-    assert list(bad) == PARTS[1:]
+    assert list(good) == ["config", "learned"]  # there is no slot, and so no damaged one
+    assert [*list(good)[:1], *list(bad)[:1], "learned", *list(bad)[1:]] == PARTS
 
 
 def test_a_bug_is_not_hidden(place, monkeypatch):
     """Only what a user can mend becomes a line; anything else keeps its traceback."""
     place.path.write_text("\n".join(place.lines.values()))
-    monkeypatch.setattr(module, "initial_model", lambda *_: 1 / 0)
+    monkeypatch.setattr(module, "trusted", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         list(check(place.path))

@@ -14,7 +14,8 @@ from link.messages import Control, Delta, Label, Query, Status, Undo
 from link.mirror import Mirror
 from models.errors import HadanetError
 from onboard import desk as module
-from onboard.desk import KEPT_FRAMES, Desk, read_status
+from onboard import status
+from onboard.desk import KEPT_FRAMES, Desk
 from onboard.learner import HISTORY_FRAMES, Observation
 from onboard.worker import Head, Ready, Work, learner_address
 from tests.small_model import small_model
@@ -293,12 +294,13 @@ def test_an_anchor_holds_over_a_restart_even_when_it_came_last(rig):
     learner.turn()
     learner.tell(boot=boot, frame=0, head=head_of(5), updates=1)
     assert desk.wait(0, WAIT_S)
-    learned = (rig.state / "head.delta").read_bytes()
+    learned = {path: path.read_bytes() for path in (rig.state / "models").iterdir()}
     desk.receive(Control(action="anchor"))
     rig.until(lambda: rig.ground.deltas[-1].reason == "anchor")
     assert desk.model.hash == rig.ground.mirror.model.hash == BASE.hash
     desk.close()
-    (rig.state / "head.delta").write_bytes(learned)  # as if it was killed before it got to this file
+    for path, data in learned.items():  # as if it was killed before it got to these files
+        path.write_bytes(data)
     again = rig.desk()
     assert (again.model.hash, again.learner) == (BASE.hash, "frozen")
 
@@ -318,16 +320,17 @@ def test_a_resync_gives_a_fresh_mirror_everything(rig):
 
 @pytest.mark.parametrize("data", [b"", b"rubbish", bytes(10_000)])
 def test_a_damaged_head_on_disk(rig, caplog, data):
-    (rig.state / "head.delta").write_bytes(data)
+    (rig.state / "models").mkdir()
+    (rig.state / "models" / "0.slot").write_bytes(data)
     (rig.state / "control").write_bytes(data)
     desk = rig.desk()
     assert (desk.model.hash, desk.frozen) == (BASE.hash, False)
-    assert "head.delta: cannot be used" in caplog.text
-    assert "the base model flies" in caplog.text
+    assert "0.slot: cannot be used: it is damaged or cut off" in caplog.text
+    assert desk.model_problem.endswith(f"model {BASE.hash[:16]} flies")
 
 
 def test_a_disk_that_refuses_is_told_once_for_each_file(rig, caplog):
-    (rig.state / "head.delta.partial").mkdir()
+    (rig.state / "models").touch()
     (rig.state / "control.partial").mkdir()
     desk, learner = rig.desk(), rig.learner()
     for frame in range(3):
@@ -339,7 +342,7 @@ def test_a_disk_that_refuses_is_told_once_for_each_file(rig, caplog):
     assert desk.model.hash == model_of(3).hash
     assert sorted(r.getMessage().rpartition("/")[2] for r in caplog.records) == [
         "control: cannot be written: Is a directory",
-        "head.delta: cannot be written: Is a directory",
+        "models: the model cannot be kept: File exists",
     ]
 
 
@@ -350,12 +353,12 @@ def test_the_status(rig, monkeypatch):
     desk.told["link"] = lambda: "calling"
     desk.start()
     rig.until(lambda: (rig.state / "status.json").exists())
-    early = read_status(rig.state)
+    early = status.read(rig.state / status.STATUS_FILE)
     assert (early["frame"], early["link"], early["learner"], early["dropped_frames"]) == (-1, "calling", "away", 2)
     assert (early["model_hash"], early["dropped_questions"], early["pid"]) == (BASE.hash, 0, os.getpid())
     desk.tell(Status(frame=9, t_ns=4, recorder="recording"))
-    rig.until(lambda: read_status(rig.state)["frame"] == 9)
-    assert read_status(rig.state)["recorder"] == "recording"
+    rig.until(lambda: status.read(rig.state / status.STATUS_FILE)["frame"] == 9)
+    assert status.read(rig.state / status.STATUS_FILE)["recorder"] == "recording"
 
 
 @pytest.mark.parametrize(
@@ -365,14 +368,18 @@ def test_the_status(rig, monkeypatch):
         ("{", "cannot be read"),
         ('{"pid": "x", "written_s": 1}', "cannot be read"),
         ('{"pid": 1}', "cannot be read"),
-        (json.dumps({"pid": 2**22 + 1, "written_s": 1.0}), "the daemon is not running"),
+        (
+            json.dumps({"pid": 2**22 + 1, "written_s": 1.0, "boot_id": status.boot_id()}),
+            "the daemon is not running; it e",
+        ),
+        (json.dumps({"pid": os.getpid(), "written_s": 1.0, "boot_id": "x"}), "since this computer was started"),
     ],
 )
 def test_a_status_that_is_none(tmp_path, text, reason):
     if text is not None:
         (tmp_path / "status.json").write_text(text)
     with pytest.raises(HadanetError, match=reason):
-        read_status(tmp_path)
+        status.read(tmp_path / status.STATUS_FILE)
 
 
 def test_a_fault_of_the_desk_is_not_silent(rig, monkeypatch, caplog):

@@ -1,8 +1,10 @@
 """The flight, frame by frame, and what stands between it and the camera."""
 
+import io
 import threading
 
 import cv2
+import msgspec
 import numpy as np
 import pytest
 
@@ -10,8 +12,9 @@ from link.messages import Detections, Query, Status
 from models.engine import Engine
 from models.errors import HadanetError, SourceError, TruthError
 from models.network import HEAD_STEP
-from onboard import daemon
-from onboard.assembly import Assembly, make_folder
+from onboard import daemon, status
+from onboard.assembly import Assembly
+from onboard.boot import Boot, make_folder
 from onboard.config import Asking, Camera, Config, Link, ModelChoice, Recording
 from onboard.daemon import Slot, capture
 from onboard.exposure import Exposure, apply
@@ -272,13 +275,22 @@ def test_frames_that_cannot_be_read_are_told(run_capture, caplog):
 
 def test_the_process_ends_as_the_supervisor_expects(tmp_path, monkeypatch, capsys, caplog):
     monkeypatch.setattr(daemon.signal, "signal", lambda *_: None)
-    assert daemon.main([str(tmp_path / "no.toml")]) == 1
-    assert capsys.readouterr().err.count("\n") == 1
+    config = Config(state=str(tmp_path), link=Link(keys=str(tmp_path / "no.toml")))
+    boot = msgspec.json.encode(Boot(config=config, state=str(tmp_path), problems={}))
+
+    def fly():
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(boot)))
+        return daemon.main([])
+
+    assert fly() == 1
+    err = capsys.readouterr().err
+    assert (err.count("\n"), "no.toml: no such file" in err) == (1, True)
+    assert "no.toml: no such file" in status.last_words(tmp_path / status.STATUS_FILE)
     monkeypatch.setattr(daemon, "fly", lambda *_: 1 / 0)
-    assert daemon.main(["x"]) not in (0, 1)  # which would be taken for an end
+    assert fly() not in (0, 1)  # which would be taken for an end
     assert "ZeroDivisionError" in caplog.text
     monkeypatch.setattr(daemon, "fly", lambda *_: None)
-    assert daemon.main(["x"]) == 0
+    assert fly() == 0
 
 
 def test_letters():

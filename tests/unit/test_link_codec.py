@@ -13,7 +13,20 @@ import pytest
 
 from link import messages
 from link.codec import MAX_BODY_BYTES, decode, encode
-from link.messages import Control, Delta, Detections, Hello, Label, Message, Mirror, Query, Status, Undo, Welcome
+from link.messages import (
+    Control,
+    Delta,
+    Detections,
+    Hello,
+    Label,
+    Message,
+    Mirror,
+    Problems,
+    Query,
+    Status,
+    Undo,
+    Welcome,
+)
 from models.errors import LinkError
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -36,6 +49,7 @@ SAMPLES = [
     Undo(label=1),
     Control(action="resync"),
     Mirror(model_hash=B, deltas=300),
+    Problems(text="camera: no such camera"),
 ]  # fmt: skip
 
 
