@@ -108,7 +108,7 @@ class PiCameraSource:
         self.fps: float | None = float(fps)
         self.length: int | None = None
         self.live = True
-        self.first_ns = clock.now_ns()
+        self.first_ns = 0
         self.skipped: list[Skipped] = []
         self._closed = threading.Event()
         try:

@@ -54,7 +54,7 @@ class PipeSource:
         self.fps: float | None = fps
         self.length: int | None = None
         self.live = True
-        self.first_ns = clock.now_ns()
+        self.first_ns = 0
         self.skipped: list[Skipped] = []
         self._name, self._shape = name, (height * 3 // 2, width)
         self._words: deque[str] = deque(maxlen=_WORDS_KEPT)

@@ -35,7 +35,7 @@ class RtspSource:
         self.uri = shown(uri)
         self.length: int | None = None
         self.live = True
-        self.first_ns = clock.now_ns()
+        self.first_ns = 0
         self.skipped: list[Skipped] = []
         self._closed = threading.Event()
         try:
