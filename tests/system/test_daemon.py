@@ -213,7 +213,7 @@ def test_the_end_of_the_flight(world):
     with contextlib.closing(sqlite3.connect(world.daemon.state / "outbox.sqlite")) as outbox:
         assert outbox.execute("SELECT count(*) FROM outbox").fetchone() == (0,)
     state = msgspec.msgpack.decode((world.daemon.state / "learner.msgpack").read_bytes(), type=State)
-    own = [sample.label for sample in state.samples if sample.own]
+    own = [lesson.label for lesson in state.lessons]
     assert len(own) == len(set(own)) > 20
     assert set(own) <= set(world.operator.accepted)
     errors = world.daemon.err.read_text()
