@@ -28,6 +28,8 @@ OURS = ROOT / "deploy/image/root"
 """Files as they lie in the image."""
 PROGRAMS = ("board.py", "card.py")
 """Of deploy/image: what runs on the board."""
+KERNELS = OURS / "usr/lib/hadanet/kernels.env"
+"""The processor that kernels are compiled for, as variables."""
 INITRAMFS = "usr/share/initramfs-tools"
 CARD = ROOT / "deploy/image/hadanet.toml"
 """The configuration as shipped."""
@@ -84,14 +86,31 @@ def inside(tree: ArmTree, root: Path, *command: str, user: str = "root", more: M
     return done.stdout
 
 
-def install(tree: ArmTree, root: Path, package: Path, version: str) -> None:
-    """Our package and files in a Debian of `make_debian`, set up as a drone."""
+def install(tree: ArmTree, root: Path, package: Path) -> None:
+    """Our package in a Debian of `make_debian`."""
     shutil.copy(package, root / "tmp/hadanet.deb")
     inside(tree, root, "dpkg", "--install", "/tmp/hadanet.deb")
     (root / "tmp/hadanet.deb").unlink()
+
+
+def compile_kernels(tree: ArmTree, root: Path) -> None:
+    """Fly a moment in there: compiled kernels stay in /var/cache/hadanet, for the processor that kernels.env names."""
+    cache = root / "var/cache/hadanet"
+    inside(tree, root, "install", "-d", "-o", "hadanet", "-g", "hadanet", "-m", "0700", "/var/cache/hadanet")
+    named = dict(re.findall(r"(?m)^(\w+)=(.*)$", KERNELS.read_text()))
+    inside(
+        tree, root, "/opt/hadanet/bin/onboard", "replay", KERNELS_FLIGHT,
+        user="hadanet", more={**named, "NUMBA_CACHE_DIR": "/var/cache/hadanet"},
+    )  # fmt: skip
+    if not list(cache.rglob("*.nbc")):
+        raise ArmTreeError(f"{cache}: no compiled kernels: NUMBA_CACHE_DIR was not used")
+
+
+def set_up(tree: ArmTree, root: Path, version: str) -> None:
+    """Our own files in a root of `install`: the set-up from the FAT partition, mounts, the network, who may log in."""
     subprocess.run(["cp", "-r", "--no-preserve=ownership,mode", f"{OURS}/.", str(root)], check=True)
     programs = root / "usr/lib/hadanet"
-    (programs / "deploy/image").mkdir(parents=True)
+    (programs / "deploy/image").mkdir(parents=True, exist_ok=True)
     for name in PROGRAMS:
         shutil.copy(ROOT / "deploy/image" / name, programs / "deploy/image" / name)
     (programs / "version").write_text(version + "\n")
@@ -110,19 +129,6 @@ def install(tree: ArmTree, root: Path, package: Path, version: str) -> None:
     (root / "etc/resolv.conf").symlink_to("../run/systemd/resolve/stub-resolv.conf")
 
 
-def compile_kernels(tree: ArmTree, root: Path) -> None:
-    """Fly a moment in there: compiled kernels stay in /var/cache/hadanet, for the processor that kernels.env names."""
-    cache = root / "var/cache/hadanet"
-    inside(tree, root, "install", "-d", "-o", "hadanet", "-g", "hadanet", "-m", "0700", "/var/cache/hadanet")
-    named = dict(re.findall(r"(?m)^(\w+)=(.*)$", (OURS / "usr/lib/hadanet/kernels.env").read_text()))
-    inside(
-        tree, root, "/opt/hadanet/bin/onboard", "replay", KERNELS_FLIGHT,
-        user="hadanet", more={**named, "NUMBA_CACHE_DIR": "/var/cache/hadanet"},
-    )  # fmt: skip
-    if not list(cache.rglob("*.nbc")):
-        raise ArmTreeError(f"{cache}: no compiled kernels: NUMBA_CACHE_DIR was not used")
-
-
 def clean(root: Path) -> None:
     """What an image that is never changed does not need."""
     for place in ("var/cache/apt", "var/lib/apt/lists", "var/log", "tmp", "run", "dev", "proc", "sys"):
@@ -134,9 +140,6 @@ def clean(root: Path) -> None:
     for path in (root / "boot").iterdir():  # the firmware starts them from the FAT partition
         if path.name.startswith(("vmlinuz", "initrd")):
             path.unlink()
-    for folder, _, names in os.walk(root / "usr/lib/python3"):
-        if not names and folder.endswith("__pycache__"):
-            os.rmdir(folder)
 
 
 def fill_fat(root: Path, fat: Path) -> None:

@@ -105,14 +105,14 @@ def unpack_tools(site: str, fresh: Path) -> None:
     shutil.rmtree(fresh / "apt")
 
 
-def make_root(tree: ArmTree, base: Path, package: Path, version: str, fresh: Path) -> None:
-    """The Debian with our package and files."""
+def make_root(tree: ArmTree, base: Path, package: Path, fresh: Path) -> None:
+    """The Debian with our package, and its kernels compiled."""
     run(["cp", "--archive", "--reflink=auto", str(base), str(fresh)], disk.COMMAND_S)
-    debian.install(tree, fresh, package, version)
+    debian.install(tree, fresh, package)
     debian.compile_kernels(tree, fresh)
 
 
-def make_disk(tools: disk.Tools, root: Path, fresh: Path) -> None:
+def make_disk(tree: ArmTree, tools: disk.Tools, root: Path, version: str, fresh: Path) -> None:
     """The disk out of the root: what the firmware reads goes onto the FAT partition, the rest is read-only."""
     work = fresh.with_name("work")
     remove(work)
@@ -120,6 +120,7 @@ def make_disk(tools: disk.Tools, root: Path, fresh: Path) -> None:
     try:
         fat, data, bare = work / "fat", work / "data", work / "root"
         run(["cp", "--archive", str(root), str(bare)], disk.COMMAND_S)
+        debian.set_up(tree, bare, version)
         debian.clean(bare)
         debian.fill_fat(bare, fat)
         debian.fill_data(bare, data)
@@ -127,7 +128,7 @@ def make_disk(tools: disk.Tools, root: Path, fresh: Path) -> None:
         size = disk.rounded(int(disk.used(bare) * disk.SLACK) + 32 * disk.MIB)
         fixed = ("-O", "^has_journal", "-E", "lazy_itable_init=0")
         disk.make_ext4(tools, bare, work / "root.img", size, "hadanet-root", *fixed)
-        grows = ("-J", "size=16", "-E", "lazy_itable_init=0,resize=268435456")
+        grows = ("-b", "4096", "-J", "size=16", "-E", "lazy_itable_init=0,resize=268435456")
         disk.make_ext4(tools, data, work / "data.img", disk.DATA_BYTES, "hadanet-data", *grows)
         disk.put_together(tools, [work / f"{name}.img" for name in ("fat", "root", "data")], fresh)
     finally:
@@ -189,9 +190,10 @@ def build(version: str, folder: Path, site: str, level: int = 6) -> tuple[Path, 
     ours = files_in(*(ROOT / name for name in (*deb.OURS, "deploy/deb", "deploy/systemd", "deploy/onboard.toml")))
     inputs = (deb.contents(architecture), version, ours)
     package, package_mark = steps.do("hadanet.deb", inputs, lambda fresh: make_package(version, site, fresh))
-    inputs = (base_mark, package_mark, files_in(ROOT / "deploy/image"), debian.CARD.read_text())
-    root, root_mark = steps.do("root", inputs, lambda fresh: make_root(arm, base, package, version, fresh))
-    image, mark = steps.do("hadanet.img", root_mark, lambda fresh: make_disk(tools, root, fresh))
+    inputs = (base_mark, package_mark, debian.KERNELS.read_text(), debian.KERNELS_FLIGHT)
+    root, root_mark = steps.do("root", inputs, lambda fresh: make_root(arm, base, package, fresh))
+    inputs = (root_mark, version, files_in(ROOT / "deploy/image", ROOT / "deploy/emulated.py"))
+    image, mark = steps.do("hadanet.img", inputs, lambda fresh: make_disk(arm, tools, root, version, fresh))
     if not level:
         return image, image
     packed, _ = steps.do("hadanet.img.xz", (mark, level), lambda fresh: compress(tools, image, level, fresh))

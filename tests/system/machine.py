@@ -81,8 +81,12 @@ class Machine:
             *(["-rtc", f"base={clock}"] if clock else []),
         ]  # fmt: skip
         self._errors = (folder / "qemu.txt").open("w")
+        modules = next((tools.folder / "host/usr/lib").glob("*-linux-gnu/qemu"))
         self.started = time.monotonic()
-        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=self._errors, stderr=self._errors)
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=self._errors, stderr=self._errors,
+            env=os.environ | {"QEMU_MODULE_DIR": str(modules)},
+        )  # fmt: skip
 
     def said(self):
         """What stands on the console."""
