@@ -18,6 +18,7 @@ from pathlib import Path
 from deploy.image import card as cards
 
 FAT, DATA, ETC = Path("/boot/firmware"), Path("/data"), Path("/etc/hadanet")
+STATE = Path("/var/lib/hadanet")
 SAYS = "hadanet-says.txt"
 VERSION = Path("/usr/lib/hadanet/version")
 SHIPPED = Path("/usr/lib/hadanet/shipped.toml")
@@ -69,6 +70,12 @@ def grow(device: Path, sys_block: Path = Path("/sys/class/block")) -> bool:
         run("partx", "--update", f"--nr={number}", disk)
     run("resize2fs", str(device))  # also where the power went between the two; it ends at once where nothing is to do
     return free > WORTH_GROWING
+
+
+def keep_state() -> None:
+    """The daemon's state on the data partition. Not in fstab: systemd would not start the daemon without it."""
+    if mounted(STATE) is None:
+        run("mount", "--bind", str(DATA / STATE.name), str(STATE))
 
 
 def mounted(place: Path) -> Path | None:
@@ -138,6 +145,10 @@ def main() -> int:
             grow(data)
         except (OSError, ValueError, subprocess.SubprocessError) as error:
             problems.append(f"the data partition cannot be grown: {words(error)}")
+        try:
+            keep_state()
+        except (OSError, subprocess.SubprocessError) as error:
+            problems.append(f"the data partition cannot be used, nothing outlives a restart: {words(error)}")
     fallback, whose = (good, "of the last start") if good.exists() else (SHIPPED, "as shipped")
     if mounted(FAT) is None:
         problems.append("the FAT partition cannot be used: flash the card again")

@@ -120,7 +120,7 @@ def set_up(tree: ArmTree, root: Path, version: str) -> None:
         program.chmod(0o755)
     for unit in ENABLED:
         inside(tree, root, "systemctl", "enable", unit)
-    for place in ("data", "boot/firmware", "var/lib/hadanet", "var/lib/systemd/timesync"):
+    for place in ("data", "boot/firmware", "var/lib/hadanet"):
         (root / place).mkdir(parents=True, exist_ok=True)
     (root / "etc/machine-id").write_text("")  # each start makes one of its own
     for path in (root / "etc/ssh").glob("ssh_host_*"):
@@ -155,12 +155,8 @@ def fill_data(root: Path, data: Path) -> None:
     """The folders of the data partition, owned as the root's users want it."""
     users = dict(re.findall(r"(?m)^([^:]+):[^:]*:(\d+:\d+):", (root / "etc/passwd").read_text()))
     data.mkdir()
-    for name, user, mode in (
-        ("hadanet", "hadanet", 0o700),
-        ("timesync", "systemd-timesync", 0o755),
-        ("board", "root", 0o700),
-    ):
+    for name, user in (("hadanet", "hadanet"), ("board", "root")):
         (data / name).mkdir()
-        (data / name).chmod(mode)
+        (data / name).chmod(0o700)
         uid, gid = map(int, users[user].split(":"))
         os.chown(data / name, uid, gid)
