@@ -23,6 +23,7 @@ KEYS = "/etc/hadanet/keys.toml"
 """Where the daemon finds its keys; on the FAT partition the file has the drone's name."""
 UNNAMED = "hadanet"
 """The host name where no key file names the drone."""
+NO_KEYS = f"{FILE}: leave out link.keys: the key file that lies beside {FILE} is used"
 SSH_KEY = re.compile(r"(ssh-ed25519|ssh-rsa|ecdsa-sha2-\S+|sk-\S+) [A-Za-z0-9+/=]+( [^\x00-\x1f]*)?")
 
 
@@ -87,7 +88,9 @@ def read(folder: Path, fallback: str, whose: str) -> Card:
     keys, drone = None, None
     try:
         keys, drone = _keys(folder)
+        with_keys(config)  # raises where it cannot be told
     except HadanetError as error:
+        keys, drone = None, None
         problems.append(str(error).replace(f"{folder}/", "") + "; flies without a station")
     return Card(config=config, board=board, keys=keys, drone=drone, problems=tuple(problems), taken=taken)
 
@@ -110,11 +113,18 @@ def without_board(text: str, table: dict[str, Any]) -> str:
 
 
 def with_keys(config: str) -> str:
-    """The daemon's configuration, told where its keys are."""
+    """The daemon's configuration, told where its keys are. Raises ConfigError where [link] is no table of its own."""
     line = f'keys = "{KEYS}"'
-    if "link" in tomllib.loads(config):
-        return re.sub(r"(?m)^\s*\[\s*link\s*\].*$", lambda found: f"{found[0]}\n{line}", config, count=1)
-    return f"{config}\n[link]\n{line}\n"
+    if "link" not in tomllib.loads(config):
+        return f"{config}\n[link]\n{line}\n"
+    text = re.sub(r"(?m)^\s*\[\s*link\s*\].*$", lambda found: f"{found[0]}\n{line}", config, count=1)
+    try:
+        told = tomllib.loads(text)["link"].get("keys") == KEYS
+    except ValueError:
+        raise ConfigError(NO_KEYS) from None  # it stands there twice now
+    if not told:
+        raise ConfigError(f"{FILE}: write [link] as a table of its own")
+    return text
 
 
 def supplicant(board: Board) -> str:
@@ -154,7 +164,7 @@ def _check(config: str) -> None:
         except ConfigError as error:
             raise ConfigError(str(error).replace(f"{name}/", "")) from error
     if found.link.keys:
-        raise ConfigError(f"{FILE}: leave out link.keys: the key file that lies beside {FILE} is used")
+        raise ConfigError(NO_KEYS)
 
 
 def _keys(folder: Path) -> tuple[Path | None, DroneKeys | None]:

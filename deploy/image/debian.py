@@ -30,14 +30,16 @@ PROGRAMS = ("board.py", "card.py")
 """Of deploy/image: what runs on the board."""
 KERNELS = OURS / "usr/lib/hadanet/kernels.env"
 """The processor that kernels are compiled for, as variables."""
+KERNELS_OF = ("kernels", "grid", "matching", "rangecoder")
+"""Modules whose kernels a flight uses."""
 INITRAMFS = "usr/share/initramfs-tools"
 CARD = ROOT / "deploy/image/hadanet.toml"
 """The configuration as shipped."""
 CMDLINE = ROOT / "deploy/image/cmdline.txt"
 """The kernel's."""
 ENABLED = ("hadanet-board", "systemd-networkd", "systemd-resolved", "systemd-timesyncd", "ssh")
-KERNELS_FLIGHT = "sim://?seed=3&frames=6"
-"""Flown once when the image is made, so that kernels are compiled and kept."""
+KERNELS_FLIGHT = "sim://?seed=3&frames=8"
+"""Flown once when the image is made, so that kernels are compiled and kept; long enough to learn something."""
 DEBIAN_S, INSTALL_S = 3600, 1800
 CHROOT = """
 set -eu
@@ -102,8 +104,9 @@ def compile_kernels(tree: ArmTree, root: Path) -> None:
         tree, root, "/opt/hadanet/bin/onboard", "replay", KERNELS_FLIGHT,
         user="hadanet", more={**named, "NUMBA_CACHE_DIR": "/var/cache/hadanet"},
     )  # fmt: skip
-    if not list(cache.rglob("*.nbc")):
-        raise ArmTreeError(f"{cache}: no compiled kernels: NUMBA_CACHE_DIR was not used")
+    for module in KERNELS_OF:
+        if not list(cache.rglob(f"{module}.*.nbc")):
+            raise ArmTreeError(f"{cache}: no compiled kernels of {module}: the flight did not come to use them")
 
 
 def set_up(tree: ArmTree, root: Path, version: str) -> None:

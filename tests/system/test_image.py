@@ -39,7 +39,7 @@ pytestmark = pytest.mark.skipif("IMAGE_TEST" not in os.environ, reason="takes an
 CARD_BYTES = 3 << 30
 SOURCE = "sim://?seed=3&frames=20000&fps=2&live=1&width=160&height=120&rows=2&cols=2"
 """Little for each frame, because the emulation is slow."""
-BUNDLED = "sim://?seed=3&frames=6&width=320&height=240"
+BUNDLED = "sim://?seed=3&frames=8&width=320&height=240"
 FLIGHT_S = float(os.environ.get("FLIGHT_S", "150"))
 """How long it flies after the first thing it learned, before the power goes."""
 BOOT_S = 900

@@ -58,6 +58,14 @@ def test_the_key_file_is_used_under_any_name(fat, tmp_path, link):
     assert (config.link.keys, config.camera.rows) == (card.KEYS, 4)
 
 
+def test_a_link_that_cannot_be_told_of_its_keys(fat, tmp_path):
+    enroll(tmp_path / "station", "kestrel", "tcp://192.168.1.10:5750", fat / "kestrel.toml")
+    found = read(fat, 'link.keys = ""\n')
+    assert found.problems == ("hadanet.toml: write [link] as a table of its own; flies without a station",)
+    assert (found.keys, found.drone) == (None, None)
+    assert "leave out link.keys" in read(fat, '[link]\nkeys = ""\n').problems[0]
+
+
 WRONG = {
     "camera]\n": "hadanet.toml: not valid TOML",
     "[camera]\nrows = 99\n": "hadanet.toml, line 2: ",
