@@ -364,7 +364,7 @@ class Desk:
             "pid": os.getpid(),
             "written_s": time.time(),
         }
-        fields |= {key: tell() for key, tell in self.told.items()}
+        fields |= {key: tell() for key, tell in list(self.told.items())}  # others may join just now
         self._keep(self._status_path, msgspec.json.encode(fields))
 
     # --- on disk -----------------------------------------------------------------------------------------------
