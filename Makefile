@@ -5,7 +5,7 @@ EXTRAS ?= dev
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.setup-$(EXTRAS)
 
-.PHONY: setup lint format test arm-test bench demo lock clean
+.PHONY: setup lint format test arm-test image-test bench demo lock clean
 setup: $(STAMP)
 
 # The lock file pins every version; the extras beyond it (torch) take the newest that fits.
@@ -32,6 +32,10 @@ arm-test: setup
 	$(BIN)/python -m deploy.arm_tree
 	ARM_TEST=1 $(BIN)/python -m pytest tests/unit/test_simd_arm.py tests/system/test_arm.py
 	$(BIN)/python -m benchmarks arm
+
+# The Raspberry Pi image in an emulated machine: needs root and mmdebstrap, builds it first (half an hour), takes an hour.
+image-test: setup
+	IMAGE_TEST=1 $(BIN)/python -m pytest tests/system/test_image.py -s
 
 bench: setup
 	$(BIN)/python -m benchmarks all

@@ -372,7 +372,7 @@ class Desk:
             "model_hash": self.model.hash,
             "mirror_hash": self.mirror_hash,
         }
-        fields |= {key: tell() for key, tell in self.told.items()}
+        fields |= {key: tell() for key, tell in list(self.told.items())}  # others may join just now
         self._keep(self._status_path, status.encode(fields), sync=False)
 
     # --- on disk -----------------------------------------------------------------------------------------------

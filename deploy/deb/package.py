@@ -36,11 +36,12 @@ EXTRAS = ("plot",)
 COMMANDS = {"onboard": "onboard.cli", "ground": "ground.cli", "hadanet": "models.cli"}
 UNITS = {"arm64": "hadanet-onboard.service", "amd64": "hadanet-ground.service"}
 """The unit that is enabled: a board flies, a laptop is the ground station. Both units are there on both."""
-UNUSED = (
-    "bin", "*/tests", "zstandard/_cffi*", "onnxruntime/capi/libonnxruntime.so.*", "onnxruntime/quantization",
-    "onnxruntime/tools", "onnxruntime/transformers",
-)  # fmt: skip
-"""Of the wheels. ONNX Runtime's Python module does not load the library beside it, but has a copy inside."""
+NOT_FLOWN = ("onnxruntime",)
+"""Of our requirements: training and export need it, which are not in the package. Where it is imported it writes a
+number of this computer and a database of what it did into the user's cache.
+"""
+UNUSED = ("bin", "*/tests", "zstandard/_cffi*")
+"""Of the wheels."""
 PRUNED = (
     "etc", "var", "bin", "sbin", "lib", "lib64", "usr/bin/[!p]*", "usr/bin/p[!y]*", "usr/bin/py[!t]*", "usr/sbin",
     "usr/share/man", "usr/share/locale", "usr/share/lintian", "usr/share/bug", "usr/share/doc-base", "usr/share/info",
@@ -98,7 +99,8 @@ def requirements() -> list[str]:
     table = project()
     extras = table["optional-dependencies"]
     assert isinstance(extras, dict)
-    return [*table["dependencies"], *(name for extra in EXTRAS for name in extras[extra])]  # type: ignore[misc]
+    needed = [*table["dependencies"], *(name for extra in EXTRAS for name in extras[extra])]  # type: ignore[misc]
+    return [text for text in needed if re.match(r"[\w.-]+", text)[0] not in NOT_FLOWN]  # type: ignore[index]
 
 
 def contents(architecture: Architecture) -> str:

@@ -7,12 +7,11 @@ import os
 import platform
 import shutil
 import stat
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 from deploy.arm_tree import find, mirror, run, unpack_packages
-from tests.system.onboard_process import until
+from deploy.emulated import registration, run_in
 
 PACKAGES = (
     "base-files", "base-passwd", "bash", "coreutils", "dash", "debianutils", "diffutils", "dpkg", "findutils", "grep",
@@ -20,24 +19,13 @@ PACKAGES = (
 )  # fmt: skip
 """Those that every Debian has, as far as installing a package takes."""
 TIMEOUT_S = 900
-MAPPED = 'read -r _ && exec "$@"'
-"""Waits for the user namespace to know its users; a program started after that has root's powers in it."""
 ENTER = """
 set -eu
-root=$1; register=$2; shift 2
+root=$1; shift
 mount -t proc proc "$root/proc"
 mount --rbind /dev "$root/dev"
-if [ -n "$register" ]; then
-    mount -t binfmt_misc none /proc/sys/fs/binfmt_misc
-    printf %s "$register" > /proc/sys/fs/binfmt_misc/register
-fi
 exec "$@"
 """
-ARM_PROGRAM = (
-    r"\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\xb7\x00:"
-    r"\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff"
-)
-"""First bytes, and which bits of them count."""
 NOISE = ("var/lib/dpkg/", "var/log/", "var/backups/", "etc/passwd-", "etc/group-", "etc/shadow-", "etc/gshadow-")
 """What dpkg and useradd write of their own in any case: their databases, logs and the copies before a change."""
 
@@ -56,8 +44,7 @@ class DebianRoot:
         self.root = folder / "root"
         self._cpu, self._register = cpu, ""
         if architecture == "arm64" and platform.machine() != "aarch64":
-            qemu = find().folder / "host/usr/bin/qemu-aarch64"
-            self._register = f":hadanet-arm:M::{ARM_PROGRAM}:{qemu}:PF"
+            self._register = registration(find())
         work = folder / "apt"
         unpack_packages(mirror(), architecture, packages, work, self.root, release)
         self._pretend_installed(sorted((work / "cache/archives").glob("*.deb")))
@@ -87,39 +74,13 @@ class DebianRoot:
 
     def run(self, *command: object, user: str = "root", status: int = 0) -> str:
         """The output of a command in there, errors included. It must end with `status`."""
-        environment = {
-            "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-            "LC_ALL": "C.UTF-8",
-            "DEBIAN_FRONTEND": "noninteractive",
-            "QEMU_CPU": self._cpu,
-            "HOME": "/tmp",
-            "NUMBA_CACHE_DIR": "/var/cache/hadanet",
-        }
+        home = {"root": "/root"}.get(user, f"/var/lib/{user}")
+        environment = {"DEBIAN_FRONTEND": "noninteractive", "HOME": home, "NUMBA_CACHE_DIR": "/var/cache/hadanet"}
         inside = ["chroot", f"--userspec={user}:{user}", str(self.root), *map(str, command)]
-        enter = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", ENTER, "sh"]
-        process = subprocess.Popen(
-            ["unshare", "--user", "sh", "-c", MAPPED, "sh", *enter, str(self.root), self._register, *inside],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=environment,
-        )
-        try:
-            self._map_users(process.pid)
-            output, _ = process.communicate("\n", TIMEOUT_S)
-        finally:
-            process.kill()
-            process.wait()
-        assert process.returncode == status, f"{command}: status {process.returncode}: {output[-3000:]}"
-        return output
-
-    def _map_users(self, pid: int) -> None:
-        """Every user is the same user in the new namespace."""
-        ours = os.readlink("/proc/self/ns/user")
-        until(lambda: os.readlink(f"/proc/{pid}/ns/user") != ours, "no user namespace")
-        for kind in ("uid", "gid"):
-            Path(f"/proc/{pid}/{kind}_map").write_text("0 0 65536\n")
+        enter = ["sh", "-c", ENTER, "sh", str(self.root), *inside]
+        done = run_in(self._register, enter, TIMEOUT_S, environment, self._cpu)
+        assert done.returncode == status, f"{command}: status {done.returncode}: {done.stdout[-3000:]}"
+        return done.stdout
 
     def files(self) -> dict[str, str]:
         """Everything that lies in there, with its mode, owner and content."""

@@ -382,6 +382,16 @@ def test_a_status_that_is_none(tmp_path, text, reason):
         status.read(tmp_path / status.STATUS_FILE)
 
 
+def test_others_join_while_the_status_is_written(rig, monkeypatch):
+    """The flight's thread adds its words when the desk's thread runs already; on a slow computer they meet."""
+    monkeypatch.setattr(module, "STATUS_EVERY_S", 0.0)
+    desk = rig.desk(start=False)
+    desk.told["link"] = lambda: desk.told.setdefault("camera", lambda: "frames come")()
+    desk.start()
+    path = rig.state / "status.json"
+    rig.until(lambda: path.exists() and json.loads(path.read_text()).get("camera") == "frames come")
+
+
 def test_a_fault_of_the_desk_is_not_silent(rig, monkeypatch, caplog):
     desk = rig.desk(start=False)
     told = threading.Event()

@@ -49,6 +49,14 @@ def test_little_is_exposed(unit):
     assert code == 0, said
 
 
+def test_the_unit_of_the_image_is_understood(tmp_path):
+    """It sets the board up as root, so how exposed it is does not count; see `test_image_build`."""
+    path = UNITS[0].parents[1] / "image/root/etc/systemd/system/hadanet-board.service"
+    copy = tmp_path / path.name
+    copy.write_text(path.read_text().replace("/usr/lib/hadanet/board", "/bin/true"))
+    assert analyze("verify", copy) == (0, "")
+
+
 def test_the_commands_are_ours():
     """What a unit starts is what our command lines take."""
     parsers = {"onboard": onboard_parser(), "ground": ground_parser()}
