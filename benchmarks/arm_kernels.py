@@ -85,7 +85,7 @@ def assembly() -> dict[str, str]:
     ints, indices = np.zeros(1, np.int32), np.zeros(1, np.uint64)
     layers = np.zeros(1, kernels.LAYER).view(np.recarray)
     plan = kernels.Plan(layers, bytes_, ints, floats, indices, words)
-    buffers = kernels.Buffers(1, bytes_, words, floats, floats)
+    buffers = kernels.Buffers(1, bytes_, words, floats)
     return {
         "binary": compiled(kernels.convolve, plan, buffers, layers[0], ZERO, ZERO, ZERO),
         "int8": compiled(int8_product, words, ZERO, bytes_, ints, floats, ZERO),

@@ -23,19 +23,21 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 log = logging.getLogger(__name__)
 
+HERE = Path(__file__).parent
+
 _cached: list[Any] = []
 
 
 def cache_folders() -> tuple[Path, ...]:
     """Where compiled kernels may go, best first.
 
-    Their names carry the backend and the versions of Numba and of `models.simd`, which are compiled into every kernel:
-    Numba itself looks at the processor and at the file of the kernel.
+    Their names carry the backend, and the versions of Numba and of our files that are compiled into kernels of other
+    files: Numba itself looks at the processor and at the file of the kernel.
     """
     chosen = os.environ.get("NUMBA_CACHE_DIR")
     users = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
-    sources = (Path(__file__), *sorted(Path(simd.__file__).parent.glob("*.py")))
-    version = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:8]
+    files = [HERE / "jit.py", HERE / "threads.py", *sorted(HERE.glob("simd/*.py")), *sorted(HERE.glob("kernels/*.py"))]
+    version = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:8]
     name = f"hadanet-kernels-{metadata.version('numba')}-{simd.BACKEND.name}-{version}"
     temporary = Path(tempfile.gettempdir()) / f"{name}-{os.getuid()}"
     return (*([Path(chosen) / name] if chosen else []), users / name, temporary)

@@ -1,29 +1,21 @@
 """From the tensors of a network to what the kernels read, and the buffers that it computes in.
 
-Weights are cut into pieces of at most a word, so that within a piece every byte has one weight scale, and all of it one
-activation scale. A block that ends inside a byte ends the piece: then the packed activations hold the word twice, under
-two masks. So any beta_w and beta_a and any number of channels are one case, and multiples of 8 cost nothing; multiples
-of 16 save a third of the products, because words can go in pairs.
-
 A plan is read only and may be used from many threads, each with `buffers` of its own.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import groupby
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.bits import unpack_signs
+from models.cutting import WORD_BYTES, cut_weights
 from models.errors import ArtifactError
-from models.kernels import FLIP, LAYER, MAX_Q, NONE, Buffers, Floats, Plan
+from models.kernels import FLIP, LAYER, NONE, Buffers, Floats, Plan
 from models.network import Block, NetworkSpec, Pool, Stem, conv_side
 from models.simd import BACKEND, WORD_BITS
 
-BYTE_BITS = 8
-WORD_BYTES = WORD_BITS // BYTE_BITS
 ALIGNMENT = 64
 """Bytes; what vectors are loaded from starts at a multiple, so that no load touches two lines of the cache."""
 PIECE_BYTES = 1 << 19
@@ -32,33 +24,8 @@ MOST_IMAGES = 8
 TOGETHER_BYTES = 1 << 15
 """Weights that stay in the nearest cache beside the activations that they meet."""
 
-EVEN, ODD = [0, 4, 2, 6], [1, 5, 3, 7]
-"""Bytes of two words that stand at the four places of the first and of the second one of a pair."""
-
 Number = TypeVar("Number", bound=np.generic)
 Tensors = Mapping[str, NDArray[np.generic]]
-
-
-class Piece(NamedTuple):
-    """`length` entries of a tap from `channel` on: in one word, one activation group, and one block in each byte."""
-
-    channel: int
-    length: int
-    group: int
-
-
-class Cut(NamedTuple):
-    """How a layer reads its packed input, and its weights laid out for that.
-
-    layout: the pieces of a pixel, a word each; spans: (., SPAN); steps: uint8 (O, lines, bytes of a word); base: int32
-    (O, runs), minus the sum of all scales of a run; paired: whether the words' bytes are exchanged, pair by pair.
-    """
-
-    layout: list[Piece]
-    spans: NDArray[np.uint64]
-    steps: NDArray[np.uint8]
-    base: NDArray[np.int32]
-    paired: bool
 
 
 class _Arena:
@@ -104,10 +71,10 @@ class Builder:
         zero = np.array(mean[::-1], np.int32) - int(FLIP)
         base = -(bgr.astype(np.int32) * zero).sum((1, 2, 3), dtype=np.int32)
         width = size + 2 * stem.padding
-        layer = self._convolution(stem, size, base[:, None], lines.view(np.uint8).reshape(stem.channels, -1, 4))
+        layer = self._convolution(stem, size, base[:, None], lines.view(np.uint8).reshape(stem.channels, -1, 4), 3)
         self._products += layer["pixels"] * bgr.size
-        layer |= {"stem": 1, "image": width * width, "words": words, "span_count": k}
-        layer["spans"] = self._indices.add([3 * width * row for row in range(k)])
+        layer |= {"stem": 1, "image": width * width}
+        layer["spans"] = self._indices.add(3 * width * np.arange(k)[:, None] + WORD_BYTES * np.arange(words))
         layer["inside"] = self._indices.add(_inside(size, stem.padding))
         layer["source_pixels"] = size * size
         self._border = np.array(mean[::-1], np.uint8) ^ FLIP
@@ -124,7 +91,9 @@ class Builder:
         width = side + 2 * block.padding
         cut = cut_weights(bits, q, c_in, block.kernel, block.beta_w, block.beta_a, width)
         beta = block.beta_a or c_in
-        layer = self._convolution(block, side, cut.base, cut.steps)
+        groups = -(-c_in // beta)
+        packed = len(cut.layout) + groups
+        layer = self._convolution(block, side, cut.base, cut.steps, packed)
         self._products += layer["pixels"] * block.channels * block.kernel**2 * c_in
         layer |= {
             "source_wide": padded(c_in),
@@ -132,15 +101,15 @@ class Builder:
             "channels": c_in,
             "beta": min(beta, c_in),
             "in_shift": self._floats.add(_filled(tensors["in_shift"].astype(np.float32), padded(c_in))),
-            "inside": self._indices.add(_inside(side, block.padding)),
+            "inside": self._indices.add(packed * _inside(side, block.padding)),
             "words": len(cut.layout),
-            "groups": -(-c_in // beta),
-            "image": width * width,
+            "groups": groups,
+            "image": width * width * packed,
             "origins": self._indices.add([piece.channel // WORD_BITS * WORD_BITS for piece in cut.layout]),
             "masks": self._masks.add([((1 << p.length) - 1) << p.channel % WORD_BITS for p in cut.layout]),
             "paired": int(cut.paired),
             "spans": self._indices.add(cut.spans),
-            "span_count": len(cut.spans),
+            "kind": cut.kind,
             "short": int(NONE),
         }
         self._inputs.append((c_in, side))
@@ -149,17 +118,18 @@ class Builder:
             halves = side != layer["side"]
             half = np.arange(0, side if halves else 0, 2)
             repeats = c_in % WORD_BITS != 0 and block.channels > c_in
+            short_wide = padded(block.channels if repeats else c_in)
             layer |= {
                 "short": 0,
                 "around": block.shortcut,
                 "repeats": int(repeats),
-                "short_wide": padded(block.channels if repeats else c_in),
-                "short_channels": padded(block.channels if repeats else c_in),
+                "short_wide": short_wide,
+                "short_channels": short_wide,
                 "short_side": side,
                 "near_wide": padded(c_in),
                 "near_channels": c_in,
                 "halves": int(halves),
-                "corners": self._indices.add(half[:, None] * side + half),
+                "corners": self._indices.add(short_wide * (half[:, None] * side + half)),
             }
         gain = tensors["scale"].astype(np.float32) * tensors["s"].astype(np.float32)
         if tap is not None:
@@ -167,16 +137,22 @@ class Builder:
         self._finish(layer, block.channels, block.pool, gain, tensors)
 
     def _convolution(
-        self, own: Stem | Block, side: int, base: NDArray[np.int32], steps: NDArray[np.uint8]
+        self,
+        own: Stem | Block,
+        side: int,
+        base: NDArray[np.int32],
+        steps: NDArray[np.uint8],
+        each: int,
     ) -> dict[str, int]:
         out, width = conv_side(own, side), side + 2 * own.padding
         corners = own.stride * np.arange(out)
+        windows = corners[:, None] * width + corners
         return {
             "tap": int(NONE),
             "short": int(NONE),
             "side": out,
             "pixels": out * out,
-            "windows": self._indices.add(corners[:, None] * width + corners),
+            "windows": self._indices.add(each * windows),
             "steps": self._bytes.add(tiles(steps)),
             "lines": steps.shape[1],
             "begins": self._ints.add(tiles(base)),
@@ -202,35 +178,39 @@ class Builder:
     def layout(self, images: int = 0) -> "Layout":
         """The layers so far, in pieces of `images` images; 0 for as many as fit in the cache.
 
-        Maps take turns in two places, since a layer reads what the one before it wrote; what a pool reads and what a
-        shortcut repeats have a third and a fourth, and what a shortcut reads after other blocks has one of its own.
-        Packed inputs take turns too, but not their scales: those of the
-        borders stay zero.
+        Maps take turns in two places, since a layer reads what the one before it wrote; one that adds its input itself
+        (a shortcut of the same pixels and channels) writes over it. What a pool reads and what a shortcut repeats have
+        a third and a fourth, and what a shortcut reads after other blocks has one of its own. Packed inputs all have
+        their own: the scales of their borders stay zero.
         """
         sizes = [layer["pixels"] * layer["wide"] for layer in self.layers]
         images = images or max(1, min(MOST_IMAGES, PIECE_BYTES // (4 * max(sizes))))
         kept = self._kept()
-        maps, words, scales = _Places(4 + len(set(kept.values()))), _Places(2), 0
+        spare = 4 + len(set(kept.values()))
+        maps, words = _Places(spare + 1), 0
         first = self.layers[0]
-        source = maps.take(1, first.get("source_wide", 0) * first["source_pixels"] * images)
+        place = maps.take(1, first.get("source_wide", 0) * first["source_pixels"] * images)
         for i, layer in enumerate(self.layers):
-            layer["source"] = source
+            layer["source"] = place
             if "stem" not in layer:
-                layer["word"] = words.take(i % 2, layer["image"] * layer["words"] * images)
-                layer["scale"] = scales
-                scales += layer["image"] * layer["groups"] * images
+                layer["packed"] = words
+                words += -(-layer["image"] * images // ALIGNMENT) * ALIGNMENT
             if layer.get("repeats"):
                 layer["short"] = maps.take(3, layer["short_side"] ** 2 * layer["short_wide"] * images)
-            result = maps.take(4 + kept[i] if i in kept else i % 2, layer["result_side"] ** 2 * layer["wide"] * images)
-            layer["out"] = maps.take(2, layer["pixels"] * layer["wide"] * images) if "pool" in layer else result
-            layer["result"] = source = result
+            if i in kept:
+                place = 4 + kept[i]
+            elif i - 1 in kept or not _adds_its_input(layer):
+                place = 0 if place else 1
+            layer["result"] = maps.take(place, layer["result_side"] ** 2 * layer["wide"] * images)
+            layer["out"] = maps.take(2, layer["pixels"] * layer["wide"] * images) if "pool" in layer else place
+            layer["spare"] = maps.take(spare, layer["wide"])
         for i, layer in enumerate(self.layers):
             near = i - layer.pop("around", 1)
             layer["near"] = self.layers[near]["result"] if near >= 0 else layer["source"]
         # Where the places begin is known only now that the largest taker of each is.
         for layer in self.layers:
-            for name, places in (("word", words), ("source", maps), ("near", maps), ("out", maps), ("result", maps)):
-                layer[name] = places.begin(layer.get(name, 0))
+            for name in ("source", "near", "out", "result", "spare"):
+                layer[name] = maps.begin(layer.get(name, 0))
             if layer["short"] != int(NONE):
                 layer["short"] = maps.begin(layer["short"]) if layer.get("repeats") else layer["near"]
         table = np.zeros(len(self.layers), LAYER).view(np.recarray)
@@ -246,7 +226,7 @@ class Builder:
             self._masks.whole(),
         )
         pixels = first["image"] if "stem" in first else 0
-        return Layout(plan, images, self._products, pixels * images, self._border, words.size, scales, maps.size)
+        return Layout(plan, images, self._products, pixels * images, self._border, words, maps.size)
 
     def _kept(self) -> dict[int, int]:
         """Layers whose results are read by a shortcut around several blocks -> places of their own, used in turn."""
@@ -261,6 +241,13 @@ class Builder:
             places[i] = free[0] if free else len(ends)
             ends[places[i] : places[i] + 1] = [end]
         return places
+
+
+def _adds_its_input(layer: Mapping[str, int]) -> bool:
+    """Whether each output is a sum and the input of just this pixel and channel."""
+    if layer["short"] == int(NONE) or layer["around"] > 1 or layer["halves"] or layer["repeats"] or "pool" in layer:
+        return False
+    return layer["short_wide"] == layer["wide"]
 
 
 class _Places:
@@ -288,7 +275,7 @@ class _Places:
 class Layout:
     """A plan, its products for an image, and what its buffers need for `images` of them.
 
-    That is pixels of tiles, with their border's colour (BGR), packed words, scales, and floats of maps.
+    That is pixels of tiles, with their border's colour (BGR), packed words and scales, and floats of maps.
     """
 
     plan: Plan
@@ -297,7 +284,6 @@ class Layout:
     pixels: int
     border: NDArray[np.uint8]
     words: int
-    scales: int
     maps: int
 
     def buffers(self) -> Buffers:
@@ -307,7 +293,6 @@ class Layout:
             self.images,
             pixels,  # one word more: the last one of a stem's line may reach beyond it
             aligned((self.words,), np.uint32),
-            aligned((self.scales,), np.float32),
             aligned((self.maps,), np.float32),
         )
 
@@ -362,89 +347,3 @@ def tiles(rows: NDArray[Number]) -> NDArray[Number]:
     filled = _filled(rows, padded(len(rows)))
     side_by_side = filled.reshape(-1, BACKEND.width, *rows.shape[1:]).swapaxes(1, 2)
     return side_by_side.reshape(len(side_by_side), rows.shape[1], -1)
-
-
-def pieces(tap: int, c_in: int, beta_w: int, beta_a: int) -> list[Piece]:
-    """The c_in entries of K that belong to this tap, cut; beta_w and beta_a are lengths, not 0."""
-    out = []
-    c = 0
-    while c < c_in:
-        end = min(c_in, (c // WORD_BITS + 1) * WORD_BITS, (c // beta_a + 1) * beta_a)
-        block_end = c + beta_w - (tap * c_in + c) % beta_w
-        while block_end < end and block_end % BYTE_BITS == 0:
-            block_end += beta_w
-        out.append(Piece(c, min(end, block_end) - c, c // beta_a))
-        c = min(end, block_end)
-    return out
-
-
-def cut_weights(
-    bits: NDArray[np.uint8], q: NDArray[np.uint8], c_in: int, kernel: int, beta_w: int, beta_a: int, width: int
-) -> Cut:
-    """Arrange bits (O, ceil(K/8)) and q (O, ceil(K/beta_w)) for the kernels; 0 for a beta means all.
-
-    width: pixels of a line of the packed image, border included. Raises ValueError where q exceeds 127, a model's
-    bound.
-    """
-    if q.size and q.max() > MAX_Q:
-        raise ValueError(f"block scales go up to {MAX_Q}, not {q.max()}")
-    taps, rows = kernel * kernel, len(bits)
-    beta_w, beta_a = min(beta_w or taps * c_in, taps * c_in), min(beta_a or c_in, c_in)
-    positive = unpack_signs(bits, taps * c_in) > 0
-    # Pairs: neighbouring bytes always share a scale, and words 0 and 1, 2 and 3, ... a run.
-    paired = beta_w % (2 * BYTE_BITS) == 0 or beta_w == taps * c_in
-    paired &= (c_in % (2 * BYTE_BITS) == 0 or taps == 1) and (beta_a == c_in or beta_a % (2 * WORD_BITS) == 0)
-
-    layout: list[Piece] = []
-    packed: dict[tuple[Piece, ...], int] = {}  # how a tap is cut -> its first packed word: most taps are cut alike
-    runs: list[tuple[int, int, int, int, int]] = []  # tap, word, group, pairs, singles
-    steps: list[NDArray[np.uint8]] = []  # (O, bytes of a word)
-    base: list[NDArray[np.int32]] = []
-
-    def lines(tap: int, run: list[Piece]) -> tuple[list[NDArray[np.uint8]], list[NDArray[np.uint8]]]:
-        """Of each piece, the inverted sign bits and twice the scale of each byte."""
-        signs, scales = [], []
-        for piece in run:
-            entries = np.arange(tap * c_in + piece.channel, tap * c_in + piece.channel + piece.length)
-            places = np.arange(piece.length) + piece.channel % WORD_BITS
-            word = np.zeros((rows, WORD_BITS), np.uint8)
-            word[:, places] = positive[:, entries]
-            scale = np.zeros((rows, WORD_BYTES), np.uint8)
-            scale[:, places // BYTE_BITS] = 2 * q[:, entries // beta_w]
-            signs.append(np.packbits(word, axis=1, bitorder="little"))
-            scales.append(scale)
-        return signs, scales
-
-    for tap in range(taps):
-        cut = tuple(pieces(tap, c_in, beta_w, beta_a))
-        if cut not in packed:
-            packed[cut] = len(layout)
-            layout += cut
-        source = packed[cut]
-        for group, members in groupby(cut, key=lambda piece: piece.group):
-            run = list(members)
-            pairs = len(run) // 2 if paired else 0
-            runs.append((tap, source, group, pairs, len(run) - 2 * pairs))
-            source += len(run)
-            signs, scales = lines(tap, run)
-            for k in range(0, 2 * pairs, 2):
-                # as `kernels._pair` lays the activations; a byte that is not there has no scale, so either's will do
-                x, y = np.concatenate(signs[k : k + 2], 1), np.concatenate(scales[k : k + 2], 1)
-                steps += [x[:, EVEN], x[:, ODD], np.maximum(y[:, EVEN], y[:, ODD])]
-            for k in range(2 * pairs, len(run)):
-                steps += [signs[k], scales[k]]
-            entries = slice(tap * c_in + run[0].channel, tap * c_in + run[-1].channel + run[-1].length)
-            of_run = np.arange(entries.start, entries.stop) // beta_w
-            base.append(-q[:, of_run].sum(1, dtype=np.int32))
-
-    spans: list[list[int]] = []
-    groups = -(-c_in // beta_a)
-    for tap, word, group, pairs, singles in runs:
-        pixel, length = tap // kernel * width + tap % kernel, 2 * pairs + singles
-        word, group = pixel * len(layout) + word, pixel * groups + group
-        last = spans[-1] if spans else []
-        if last and [word, group, pairs, singles] == [last[0] + last[2] * length, last[1] + last[2], *last[3:]]:
-            last[2] += 1
-        else:
-            spans.append([word, group, 1, pairs, singles])
-    return Cut(layout, np.array(spans, np.uint64), np.stack(steps, 1), np.stack(base, 1), paired and len(layout) > 1)

@@ -7,15 +7,14 @@ from numpy.typing import NDArray
 
 from models import kernels, plan
 from models.jit import kernel
-from models.kernels import ONE, PANEL, ROW_NUMBERS, ROWS, WIDTH, ZERO, Buffers, Floats, Plan
+from models.kernels import ONE, PANEL, ROW_NUMBERS, STEP, WIDTH, ZERO, Buffers, Floats, Plan
 from models.network import Block
 from models.paper.timing import race
 from models.simd import values as v
 
 BETA_W = 16
-STEP = np.uint64(ROWS)
-LARGE = 1e10
-"""Products of more operations than this are repeated less often."""
+LARGE = 3e10
+"""Products of large squares are repeated as often as makes this many, but three times."""
 SMALL = 3e7
 """Products of fewer operations than this are repeated in compiled code: what Python takes for a call would be most
 of the time."""
@@ -23,13 +22,13 @@ of the time."""
 
 @kernel(_nrt=False)
 def float_product(a: Floats, k: np.uint64, w: Floats, out: Floats, m: np.uint64) -> None:
-    """The float twin, written alike: a (m, k), w (T, k, width), out (m, T * width), all flat."""
+    """The float twin, written alike: a (m, k), w (T, k, width), out (m, T * width), all flat; m is at least ROWS."""
     tiles = np.uint64(len(w)) // (k * WIDTH)
     for panel in range(ZERO, m, PANEL):
-        last = min(panel + PANEL, m) - ONE
+        last = min(panel + PANEL, m)
         for tile in range(tiles):
-            for p in range(panel, last + ONE, STEP):
-                rows = v.from_(p, ROW_NUMBERS, last)
+            for p in range(panel, last, STEP):
+                rows = v.from_(p if p + STEP < last else last - STEP, ROW_NUMBERS, ONE)
                 places, y = v.scale(rows, k), v.no_floats(rows)
                 for i in range(k):
                     line = v.load_floats(w, (tile * k + i) * WIDTH)
@@ -79,7 +78,8 @@ def product(m: int, n: int, k: int, beta_w: int = BETA_W, beta_a: int = 0) -> Pr
     builder = plan.Builder()
     block = Block(channels=n, kernel=1, beta_w=beta_w, beta_a=beta_a, shortcut=0)
     builder.block(block, k, int(np.ceil(m**0.5)), tensors)
-    builder.layers[0] |= {"pixels": m, "source_pixels": m, "image": m}
+    layer = builder.layers[0]
+    layer |= {"pixels": m, "source_pixels": m, "image": m * (layer["words"] + layer["groups"])}
     layout = builder.layout(1)
     buffers, layer = layout.buffers(), layout.plan.layers[0]
     x = rng.normal(size=(m, k)).astype(np.float32)
@@ -114,6 +114,6 @@ def square(m: int, turns: int) -> tuple[Product, dict[str, float]]:
             "openblas": lambda: [np.dot(p.a, b, out=blas_out) for _ in range(times)],
             "twin": lambda: repeated_float(*twin),
         },
-        turns if m**3 < LARGE else 3,
+        min(turns, max(3, int(LARGE / m**3))),
     )
     return p, {name: taken / times for name, taken in seconds.items()}

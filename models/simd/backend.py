@@ -21,7 +21,7 @@ class Backend:
     name: what HADANET_SIMD calls it; bytes: width of a vector; requires: LLVM's names of the CPU features it needs;
     rows, columns: how many rows of activations meet how many vectors of weights in one pass, so that the counters
     and two vectors per column stay in registers; steps: how often `dot` may be applied before `settle`, with counts up
-    to 8; signed: `mix` takes pixels less 128.
+    to 8; signed: `mix` takes pixels less 128; in_order: one row is counted after the other, and LLVM may not mix them.
 
     A counter is one LLVM value of type `counter`; here, 32-bit lanes that `dot` adds to directly.
     """
@@ -33,6 +33,7 @@ class Backend:
     columns: int
     steps: int = UNLIMITED
     signed: bool = False
+    in_order: bool = False
 
     @property
     def lanes(self) -> int:

@@ -39,9 +39,14 @@ def scale(rows: Rows, factor: Index) -> Rows:
     return tuple(r * factor for r in rows)
 
 
-def from_(first: Index, rows: Rows, last: Index) -> Rows:
-    """first + r for each r of `rows`, but `last` at most."""
-    return tuple(min(int(first) + int(r), int(last)) for r in rows)
+def past(rows: Rows, count: Index, instead: Index) -> Rows:
+    """The row numbers, but `instead` for the first `count` of them."""
+    return tuple(row if i >= int(count) else instead for i, row in enumerate(rows))
+
+
+def from_(first: Index, rows: Rows, step: Index) -> Rows:
+    """first + r * step for each r of `rows`."""
+    return tuple(int(first) + int(r) * int(step) for r in rows)
 
 
 def load_bytes(array: NDArray[np.uint8], at: Index) -> Value:
@@ -75,6 +80,16 @@ def broadcast_floats(floats: Floats, places: Rows, k: Index) -> Value:
     return np.stack([np.full(BACKEND.width, floats[int(p) + int(k)]) for p in places])
 
 
+def broadcast_scales(words: NDArray[np.uint32], places: Rows, k: Index) -> Value:
+    """One column of floats: those whose bits are words[place + k], for each place."""
+    return np.stack([np.full(BACKEND.width, words[int(p) + int(k)].view(np.float32)) for p in places])
+
+
+def float_bits(x: Any) -> Any:
+    """The bits of a float, as a word."""
+    return np.float32(x).view(np.uint32)
+
+
 def no_floats(rows: Rows) -> Value:
     """Zeros, in BACKEND.columns columns, a row for each of `rows`."""
     return np.zeros((len(rows), BACKEND.width), np.float32)
@@ -94,6 +109,24 @@ def dot(counter: Value, counts: Value, scales: Value) -> Value:
     """The counter plus counts (bytes 0..8) times scales (bytes 0..254), four neighbours to a lane."""
     product = counts.astype(np.int32) * scales.astype(np.int32)
     return counter + product.reshape(len(product), -1, 4).sum(-1, dtype=np.int32)
+
+
+def dot_word(counter: Value, words: NDArray[np.uint32], places: Rows, k: Index, signs: Value, scales: Value) -> Value:
+    """The counter after the words[place + k]: `dot` of how many of their bits differ from `signs`, by byte."""
+    return dot(counter, popcount(broadcast_words(words, places, k) ^ signs), scales)
+
+
+def dot_pair(
+    counter: Value, words: NDArray[np.uint32], places: Rows, k: Index, signs: Value, more: Value, scales: Value
+) -> Value:
+    """The counter after the words[place + k] and [place + k + 1], which have the same scale at each place."""
+    first, second = broadcast_words(words, places, k), broadcast_words(words, places, int(k) + 1)
+    return dot(counter, popcount(first ^ signs) + popcount(second ^ more), scales)
+
+
+def after(k: Index, value: Value) -> Index:
+    """The index k, which the compiler may not use before it has the value."""
+    return k
 
 
 def repeat(total: Value, rows: Rows) -> Value:
@@ -144,6 +177,10 @@ def load_rows(array: Floats, places: Rows, first: Index) -> Value:
     return np.stack([array[int(p) + int(first) : int(p) + int(first) + BACKEND.width] for p in places])
 
 
+def prefetch(array: Floats, places: Rows, first: Index) -> None:
+    """Have what `load_rows` would load fetched into the cache, and go on. Of a column that is not there, nothing."""
+
+
 def store_rows(value: Value, array: Floats, places: Rows, first: Index) -> None:
     """Row after row of `value` -> V * lanes floats of a flat array from place + first on."""
     for p, line in zip(places, value, strict=True):
@@ -155,14 +192,45 @@ def load_word(array: Floats, at: Index) -> Value:
     return array[int(at) : int(at) + 32][None]
 
 
+def load_words(array: Floats, places: Rows, first: Index) -> Value:
+    """32 floats of a flat array from place + first on, a row for each place."""
+    return np.stack([array[int(p) + int(first) : int(p) + int(first) + 32] for p in places])
+
+
+def no_words(rows: Rows) -> Value:
+    """32 zeros, a row for each of `rows`."""
+    return np.zeros((len(rows), 32), np.float32)
+
+
 def sign_bits(x: Value) -> int:
     """The word whose bit i says that the i-th of 32 floats is negative; -0 and NaN are not."""
     return int(np.packbits(x < 0, bitorder="little").view("<u4")[0])
 
 
-def add_up(x: Value) -> Any:
-    """The sum of 32 floats, halves first: the same on every machine."""
-    line = x[0]
-    while len(line) > 1:
-        line = line[: len(line) // 2] + line[len(line) // 2 :]
-    return line[0]
+def store_signs(x: Value, words: NDArray[np.uint32], places: Rows, first: Index) -> None:
+    """`sign_bits` of each row -> place + first of a flat array."""
+    for p, row in zip(places, x, strict=True):
+        words[int(p) + int(first)] = sign_bits(row)
+
+
+def store_sums(x: Value, factor: Any, words: NDArray[np.uint32], places: Rows, first: Index) -> None:
+    """The bits of the sum of the 32 floats of each row, times `factor` -> place + first of a flat array.
+
+    Halves are added first: the same on every machine.
+    """
+    while x.shape[1] > 1:
+        x = x[:, : x.shape[1] // 2] + x[:, x.shape[1] // 2 :]
+    for p, row in zip(places, x, strict=True):
+        words[int(p) + int(first)] = float_bits(row[0] * factor)
+
+
+def evens(x: Value, y: Value) -> Value:
+    """Of two words, the eights 0 and 2 of each: those of x and of y in turn."""
+    x, y = (v.reshape(len(v), 4, 8) for v in (x, y))
+    return np.concatenate([x[:, 0], y[:, 0], x[:, 2], y[:, 2]], axis=1)
+
+
+def odds(x: Value, y: Value) -> Value:
+    """Of two words, the eights 1 and 3 of each: those of x and of y in turn."""
+    x, y = (v.reshape(len(v), 4, 8) for v in (x, y))
+    return np.concatenate([x[:, 1], y[:, 1], x[:, 3], y[:, 3]], axis=1)

@@ -8,8 +8,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from models import kernels
+from models.cutting import cut_weights
 from models.network import Block
-from models.plan import Builder, cut_weights, padded
+from models.plan import Builder, padded
 from tests import reference
 
 BETAS_W = [0, 1, 3, 8, 12, 16, 24, 32, 48]

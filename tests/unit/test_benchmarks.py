@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import ports
 from benchmarks.__main__ import BENCHMARKS, main, shown, table
 from models.paper.timing import race
 
@@ -71,3 +72,13 @@ def test_contenders_take_turns_in_every_round():
     assert set(seconds) == {"much", "little"}
     compact = [name for i, name in enumerate(order) if i == 0 or order[i - 1] != name]
     assert compact == ["much", "little"] * 4  # warm-up, then three turns
+
+
+def test_loops_of_ports_run_where_there_are_such_instructions(monkeypatch):
+    """Assembly is only read when it is compiled: each loop is, and takes time."""
+    monkeypatch.setattr(ports, "ITERATIONS", 10)
+    monkeypatch.setattr(ports, "TURNS", 1)
+    rows = ports.rows(False, lambda name: None)
+    wanted = ports.x86.BACKENDS[0].requires <= ports.features()
+    assert len(rows) == (len(ports.PAIRS) + len(ports.LOOPS) if wanted else 0)
+    assert all(row["cycles"] > 0 for row in rows)

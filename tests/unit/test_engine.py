@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks import float_graph
+from models import plan
 from models.engine import Engine, Features
 from models.model import Model
 from models.network import Block, NetworkSpec, Pool, Stem
@@ -150,6 +151,30 @@ def test_two_threads_and_callers_at_once_change_nothing():
         for got in pool.map(call, range(3), timeout=60):
             assert np.array_equal(got.bits, want.bits)
             assert np.array_equal(got.scales, want.scales)
+
+
+def test_a_block_that_adds_its_input_writes_over_it():
+    """Not where pixels are averaged, channels repeat, a pool follows, or a later shortcut reads that input."""
+    spec = network(
+        Block(channels=64),
+        Block(channels=64),
+        Block(channels=64, shortcut=2),
+        Block(channels=64),
+        Block(channels=64, pool=Pool(size=2, stride=1)),
+        Block(channels=64, shortcut=0),
+        Block(channels=70),
+        taps=(0, 3, 6),
+        size=14,
+        channels=40,
+    )
+    model, tiles = random_model(spec), random_tiles(spec, 3)
+    layers = plan.of_network(spec, model.tensors).plan.layers
+    over = [int(layer.out) == int(layer.source) for layer in layers]
+    assert over == [False, False, False, False, True, False, False, False]
+    close(
+        Engine(model).features(tiles).values(),
+        np.array([reference.binarize(r, 4) for r in reference.forward(model, tiles)]),
+    )
 
 
 def test_a_compiled_network_allocates_nothing_per_frame():

@@ -1,6 +1,8 @@
 """The cache of compiled kernels: where it goes, and that no state of it can stop the program."""
 
 import os
+import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -71,6 +73,29 @@ def test_the_first_usable_folder_is_taken(tmp_path):
     assert jit.usable_folder([blocked, blocked / "below", tmp_path / "new" / "deep"]) == tmp_path / "new" / "deep"
     assert stat.S_IMODE((tmp_path / "new" / "deep").stat().st_mode) == 0o700
     assert jit.usable_folder([blocked]) is None
+
+
+def test_a_folder_that_takes_no_file_is_not_used(tmp_path):
+    """/proc is nobody's to write to, not even root's."""
+    assert jit.usable_folder([Path("/proc")]) is None
+    assert jit.usable_folder([Path("/proc"), tmp_path]) == tmp_path
+
+
+def test_kernels_of_another_version_are_not_taken_from_the_cache(monkeypatch, tmp_path):
+    """Numba looks at the file of a kernel only; what other files' kernels compile into it is in the folder's name."""
+    before = jit.cache_folders()
+    copy = tmp_path / "models"
+    shutil.copytree(ROOT / "models", copy, ignore=shutil.ignore_patterns("__pycache__", "zoo"))
+    monkeypatch.setattr(jit, "HERE", copy)
+    assert jit.cache_folders() == before
+    used = {path for path in copy.rglob("*.py") if re.search(r"^@(jit\.)?kernel\(", path.read_text(), re.MULTILINE)}
+    assert {copy / "threads.py", copy / "kernels" / "sums.py"} <= used
+    alone = {copy / "rangecoder.py", copy / "paper" / "products.py"}  # whose kernels are in no other file's
+    for path in used - alone:
+        text = path.read_text()
+        path.write_text(text + "# another version\n")
+        assert jit.cache_folders() != before, path
+        path.write_text(text)
 
 
 def test_a_folder_of_somebody_else_is_not_used(tmp_path, monkeypatch):

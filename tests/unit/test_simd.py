@@ -18,6 +18,7 @@ from models.simd.choice import features
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 180
 ROWS = (2, 0, 3)
+FOUR = (30, 0, 21, 8)
 MOST, WIDTH = min(BACKEND.steps + 1, 100), BACKEND.width
 RUNNABLE = [b for b in BACKENDS if b.requires <= features()]
 
@@ -69,29 +70,73 @@ def test_counting_up_to_the_last_step_is_exact():
 
 
 @kernel()
-def float_all(floats, tiles, numbers, out, sums, bits):
+def count_words(words, steps, base, out):
+    """Words by `dot_word` and `dot_pair`, from several places on."""
+    n = simd.start(simd.load_ints(base, 0), ROWS)
+    n = simd.dot_word(n, words, ROWS, 1, simd.load_bytes(steps, 0), simd.load_bytes(steps, 4 * WIDTH))
+    signs, more = simd.load_bytes(steps, 8 * WIDTH), simd.load_bytes(steps, 12 * WIDTH)
+    n = simd.dot_pair(n, words, ROWS, simd.after(2, n), signs, more, simd.load_bytes(steps, 16 * WIDTH))
+    simd.store_rows(simd.as_floats(simd.settle(n)), out, simd.scale((0, 1, 2), WIDTH), 0)
+
+
+def test_words_and_pairs_count_what_differs():
+    """Against the sum over single bits."""
+    rng = np.random.default_rng(3)
+    words, steps = rng.integers(0, 2**32, 9, np.uint32), rng.integers(0, 255, 20 * WIDTH, np.uint8)
+    base = rng.integers(-(2**20), 2**20, WIDTH, np.int32)
+    fast, slow = np.zeros((2, 3 * WIDTH), np.float32)
+    count_words(words, steps, base, fast)
+    getattr(count_words, "py_func", count_words)(words, steps, base, slow)
+    assert np.array_equal(fast, slow)
+    signs, first, w0, w1, second = steps.reshape(5, WIDTH, 4).astype(int)
+    for row, place in enumerate(ROWS):
+        got = fast.reshape(3, WIDTH)[row]
+        for lane in range(WIDTH):
+            want = base[lane]
+            for k, bits, scales in ((1, signs, first), (2, w0, second), (3, w1, second)):
+                word = int(words[place + k]).to_bytes(4, "little")
+                want += sum((word[b] ^ bits[lane, b]).bit_count() * scales[lane, b] for b in range(4))
+            assert got[lane] == want
+
+
+@kernel()
+def float_all(floats, tiles, numbers, out, bits, words):
     places = simd.scale(simd.shift(simd.from_(1, ROWS, 3), 1), 2)
     taken = simd.take(numbers, 1, ROWS)
     y = simd.multiply_add(simd.broadcast_floats(floats, taken, 1), simd.load_floats(tiles, WIDTH), simd.no_floats(ROWS))
+    simd.prefetch(floats, places, 2)
     y = simd.middle(y, simd.load_rows(floats, places, 2))
     y = simd.prelu(y + simd.load_rows(floats, taken, 0), simd.load_floats(tiles, 0))
     simd.store_rows(y, out, simd.scale(ROWS, WIDTH), 0)
     for i in range(3):
-        x = simd.load_word(floats, i) + simd.load_word(floats, places[i])
-        sums[i] = simd.add_up(simd.absolute(x))
-        bits[i] = simd.sign_bits(x)
+        bits[i] = simd.sign_bits(simd.load_word(floats, i) + simd.load_word(floats, places[i]))
+    x, z = simd.load_words(floats, FOUR, 3), simd.load_words(floats, FOUR, 40) + simd.load_word(floats, 2)
+    simd.store_signs(simd.evens(x, z), words, FOUR, 0)
+    simd.store_signs(simd.odds(x, z), words, FOUR, 1)
+    simd.store_sums(simd.no_words(FOUR) + simd.absolute(x) + simd.absolute(z), np.float32(0.1), words, FOUR, 2)
+    words[0] = simd.float_bits(floats[0])
+    simd.store_rows(simd.broadcast_scales(words, FOUR, 2) + simd.load_floats(tiles, 0), out, FOUR, 4 * WIDTH)
 
 
 def test_floats_mean_what_they_say():
     rng = np.random.default_rng(1)
     floats, tiles = rng.normal(size=400).astype(np.float32), rng.normal(size=2 * WIDTH).astype(np.float32)
     floats[3], floats[7], floats[4] = 0.0, -0.0, np.nan
-    got, want = ([np.zeros(4 * WIDTH, np.float32), np.zeros(3, np.float32), np.zeros(3, np.uint32)] for _ in range(2))
+    shapes = ((5 * WIDTH + 40, np.float32), (3, np.uint32), (50, np.uint32))
+    got, want = ([np.zeros(size, kind) for size, kind in shapes] for _ in range(2))
     numbers = np.array([9, 5, 80, 33, 2], np.uint64)
     float_all(floats, tiles, numbers, *got)
     getattr(float_all, "py_func", float_all)(floats, tiles, numbers, *want)
     for fast, slow in zip(got, want, strict=True):
         np.testing.assert_array_equal(fast, slow)
+
+
+def test_pairs_of_words_are_exchanged_by_eights():
+    """What packing relies on, by hand: byte j of the two words holds the inputs 8 * (0, 4, 2, 6) or (1, 5, 3, 7)."""
+    inputs = np.where(np.arange(64) // 8 % 3 == 0, -1.0, 1.0).astype(np.float32)
+    x, y = inputs[None, :32], inputs[None, 32:]
+    for taken, eights in ((simd.evens, (0, 4, 2, 6)), (simd.odds, (1, 5, 3, 7))):
+        assert np.array_equal(taken(x, y)[0].reshape(4, 8), inputs.reshape(8, 8)[list(eights)])
 
 
 @kernel()
