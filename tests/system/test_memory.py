@@ -132,4 +132,5 @@ def test_the_daemon_with_learner_and_page_fits(tmp_path):
     rss, pss, _ = (sum(column) for column in zip(*rows.values(), strict=True))
     print(f"{'all':20} {rss:5.0f} MB resident, {pss:5.0f} with what they share counted once")
     assert set(rows) == {"onboard.cli", "onboard.daemon", "onboard.worker", "onboard.statuspage"}
-    assert rss < MAX_DAEMON_MB
+    # each shared page once: how much of a library is mapped depends on what the system's cache holds of it
+    assert pss < MAX_DAEMON_MB

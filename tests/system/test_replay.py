@@ -166,7 +166,7 @@ MISTAKES = {
     "an empty folder": (["empty"], "empty: no photos in this folder"),
     "a text as video": (["text.mp4"], "text.mp4: cannot be read as a video"),
     "no bytes as video": (["zero.mp4"], "zero.mp4: cannot be read as a video"),
-    "an unknown scheme": (["rtsp://host"], "no source of the kind 'rtsp://'"),
+    "an unknown scheme": (["gopher://host"], "no source of the kind 'gopher://'"),
     "a wrong parameter": (["sim://?seed=x"], "seed=x (the world and its weather) must be a whole number"),
     "no source at all": ([""], "names no source"),
     "one class": (["photos", "--classes", "road"], "--classes road: give at least two names"),
