@@ -55,7 +55,7 @@ class Learning(_Section, frozen=True, kw_only=True):
     """
 
     enabled: bool = True
-    ridge: Annotated[float, Meta(gt=0, le=1000)] = 0.1
+    ridge: Annotated[float, Meta(gt=0, le=1000)] = 0.03
     propagate: Share = 1.0
     reach_frames: Annotated[int, Meta(ge=0, le=64)] = 6
     memory: Annotated[int, Meta(ge=16, le=768)] = 256
