@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import mosaic
+from link.messages import Label
 from models import artifact
 from models.engine import Engine, Features
 from models.errors import RecipeError
@@ -31,8 +32,9 @@ from onboard.learner import HISTORY_FRAMES, GivenLabel, Learner, Observation
 from onboard.queries import Asker
 from onboard.registration import Registration
 from onboard.scores import macro_f1
+from onboard.smoothing import Smoother
 from onboard.sources import open_source
-from onboard.tracks import Path, Smoother
+from onboard.tracks import Path
 from onboard.truth import UNKNOWN, Truth
 from onboard.turned import Turned
 from onboard.worker import initial_model
@@ -179,10 +181,13 @@ def fly(seen: Recorded, seed: int, how: Conditions) -> Flown:
     path, turned, random = Path(HISTORY_FRAMES), Turned(model), np.random.default_rng((seed, 1))
     under_way: list[tuple[int, GivenLabel]] = []
     said, frozen, ticks, asked, labels, kept = [], [], [], 0, 0, model
+    arrived: list[GivenLabel] = []
     for index, features in enumerate(seen.features):
         path.add(index, seen.motion[index])
         values, motion = features.values(), seen.motion[index]
         head = softmax(head_logits(learner.model, values))
+        for given in arrived:  # with the frame before this one
+            smoother.answered(Label(id=given.id, query=given.id, answer=given.answer, wrong=given.wrong))
         out = smoother.step(head, motion) if how.smoothed else head
         said.append(out.argmax(axis=1))
         kept = learner.model if index <= how.frozen_at else kept
@@ -192,6 +197,7 @@ def fly(seen: Recorded, seed: int, how: Conditions) -> Flown:
         scales = features.scales.astype(np.float16)
         for tile in asker.choose(index, path, values, out.max(axis=1)):
             asked += 1
+            smoother.asked(asked, tile, learner.model.classes)
             own = features.bits[tile].tobytes(), scales[tile].tobytes()
             if how.turned:
                 own = turned.samples(*own, seen.tiles[index][tile], seen.light[index])

@@ -103,6 +103,7 @@ class Desk:
         self._controls: deque[Control] = deque()
         self._ordered: deque[tuple[Model, int, int, str]] = deque()
         self._position, self.answers = self.log.last()
+        self._answered: deque[tuple[int, Label | Undo]] = deque(maxlen=MAX_QUESTIONS)
         self._taken = self._done = -1
         self._waiting: tuple[bytes, Ready] | None = None
         self._heard_s = 0.0
@@ -129,6 +130,14 @@ class Desk:
             self._history.append(Seen(seen, position))
         self._waker.wake()
         return position
+
+    def answered(self, position: int) -> list[Label | Undo]:
+        """The answers up to a position of the label log, each told once."""
+        told = []
+        with self._changed:
+            while self._answered and self._answered[0][0] <= position:
+                told.append(self._answered.popleft()[1])
+        return told
 
     def ask(self, query: Query, samples: Samples) -> None:
         """Hand a question over: it is written to the log, then posted. `samples` gives its tile's features, packed."""
@@ -195,6 +204,8 @@ class Desk:
             with self._changed:
                 self.answers += new
                 self._position = max(self._position, position)
+                if new:
+                    self._answered.append((self._position, message))
                 self._changed.notify_all()
         elif isinstance(message, Control):
             self._controls.append(message)

@@ -28,7 +28,8 @@ from onboard.learner import HISTORY_FRAMES, Observation
 from onboard.queries import Asker
 from onboard.recorder import Recorder
 from onboard.registration import Registration
-from onboard.tracks import Path, Smoother
+from onboard.smoothing import Smoother
+from onboard.tracks import Path
 from onboard.turned import Turned
 
 LATENCIES_KEPT = 20_000
@@ -55,12 +56,14 @@ class Look(msgspec.Struct, frozen=True):
 
 
 class Step(msgspec.Struct, frozen=True):
-    """What one frame led to. `head`: probabilities of the head alone, `out`: after smoothing, both (tiles, classes)."""
+    """What one frame led to. `head`: probabilities of the head alone, `out`: after smoothing, both (tiles, classes);
+    around: whether the smoothing took in the neighbouring tiles."""
 
     result: FrameResult
     features: Features
     head: Floats32
     out: Floats32
+    around: bool
     motion: NDArray[np.float64] | None
     asked: tuple[Query, ...]
 
@@ -95,6 +98,7 @@ class Flight:
         self._beside = ThreadPoolExecutor(1, "registration")
         self._path = Path(HISTORY_FRAMES)
         self._smoother = Smoother(rows, cols)
+        self._position = 0
         self._asker = Asker(config.ask.share, rows, cols, config.seed)
         self.questions = 0
         self._last_status_s = 0.0
@@ -127,6 +131,8 @@ class Flight:
         head = softmax(head_logits(model, values))
         decided = time.perf_counter()
         self._path.add(frame.index, motion)
+        for answer in self._desk.answered(self._position):
+            self._smoother.answered(answer)
         out = self._smoother.step(head, motion)
         classes = out.argmax(axis=1).astype(np.uint8)
         result = FrameResult(
@@ -143,7 +149,7 @@ class Flight:
         self.inference_ms.append(look.inference_ms + (decided - start) * 1e3)
         self.whole_ms.append(look.whole_ms + (time.perf_counter() - start) * 1e3)
         self.frames += 1
-        return Step(result, features, head, out, motion, asked)
+        return Step(result, features, head, out, self._smoother.around, motion, asked)
 
     def _ask(self, result: FrameResult, light: Bits, bits: Bits, scales: Scales, values: Floats32) -> tuple[Query, ...]:
         frame, ask = result.frame, self._config.ask
@@ -169,6 +175,7 @@ class Flight:
             own = bits[tile].tobytes(), scales[tile].tobytes()
             seen = one(frame.image, result.rows, result.cols, tile, self._tiles.shape[1])
             self._desk.ask(query, partial(self._turned.samples, *own, seen, light))
+            self._smoother.asked(query.id, tile, result.class_names)
             queries.append(query)
         return tuple(queries)
 
@@ -184,7 +191,7 @@ class Flight:
         self, result: FrameResult, model: Model, bits: Bits, scales: Scales, motion: NDArray[np.float64] | None
     ) -> None:
         frame = result.frame
-        position = self._desk.frame(
+        self._position = self._desk.frame(
             Observation(
                 self._desk.log.boot,
                 frame.index,
@@ -209,7 +216,7 @@ class Flight:
             self._post.post(status)
             self._desk.tell(status)
         if self._recorder:
-            self._recorder.frame(result, model, position)
+            self._recorder.frame(result, model, self._position)
 
     def status(self, frame: Frame) -> Status:
         """How the drone is, as of this frame."""

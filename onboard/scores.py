@@ -2,7 +2,7 @@
 
 adapted      what the flight said at the time, before it could know the label (prequential)
 frozen       a head fitted on as many labels as the learner used, all from the first tenth, then left alone
-smoothed     `frozen` with the flight's output smoothing
+smoothed     `frozen` with the flight's output smoothing, over neighbours if the flight's answers led to that in the end
 all_labels   a head fitted on every label at once: the ceiling of these features
 
 Memory is bounded: of a flight of more than MAX_FRAMES frames every second one is scored, then every fourth, and so on.
@@ -19,8 +19,8 @@ from models.model import Model
 from onboard.flight import Step, softmax
 from onboard.frame import Frame
 from onboard.head import balanced, fit_head, head_logits, on_grid
+from onboard.smoothing import Smoother
 from onboard.thinned import Thinned
-from onboard.tracks import Smoother
 from onboard.truth import UNKNOWN, Truth
 
 VARIANTS = ("adapted", "smoothed", "frozen", "all_labels")
@@ -78,6 +78,7 @@ class Scorer:
         self._seed = seed
         self._frames = Thinned[_Seen](MAX_FRAMES, _join)
         self._recent: deque[_Seen] = deque(maxlen=RECENT_FRAMES)
+        self._around = False
 
     def see(self, frame: Frame, step: Step) -> None:
         """Take one frame; its image is not kept."""
@@ -88,6 +89,7 @@ class Scorer:
         scales = packed.scales.astype(np.float16)
         seen = _Seen(packed.bits, scales, packed.count, packed.beta, step.result.classes, truth, step.motion)
         self._frames.add(seen)
+        self._around = step.around
         self._recent.append(seen)
 
     def recently(self) -> float:
@@ -117,6 +119,7 @@ class Scorer:
         frozen = self._fit(model, truth, picked)
         said["frozen"] = frozen.argmax(axis=2)
         smoother = Smoother(*self._shape)
+        smoother.around = self._around
         smooth = [smoother.step(p, seen.motion) for p, seen in zip(frozen, kept, strict=True)]
         said["smoothed"] = np.stack(smooth).argmax(axis=2)
         parts = np.array_split(np.arange(frames), WINDOWS)

@@ -1,6 +1,6 @@
-"""Where a tile's ground was in other frames: chains of motions, overlap of tiles, smoothing along the ground.
+"""Where a tile's ground was in other frames: chains of motions, overlap of tiles.
 
-`onboard.registration` finds the motions; where it finds none, tracks start anew and nothing is smoothed over the cut.
+`onboard.registration` finds the motions; where it finds none, tracks start anew.
 NumPy alone, so that the learner's process needs no more.
 
 Positions are in *grid units*: x in 0..cols, y in 0..rows, so that a tile is a unit square around its centre.
@@ -14,9 +14,6 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Floats32 = NDArray[np.float32]
-
-PRIOR_FLOOR = 0.02
-"""Added to a remembered probability, so that the past can be outvoted."""
 
 
 def centres(rows: int, cols: int) -> Floats:
@@ -83,51 +80,3 @@ class Path:
             return {}
         chains: NDArray[Any] = np.linalg.solve(end[1], np.stack(list(found.values())))
         return dict(zip(found, chains, strict=True))
-
-
-class Smoother:
-    """Adds what was believed of the same ground in the last frame to what the head says now.
-
-    It is gated by the measured repeatability `rho`: the running share of tiles whose class equals that of their
-    ground one frame before. At or below RHO_MIN, or where frames do not match, the output is the head's own.
-    """
-
-    STRENGTH = 0.4
-    RHO_MIN = 0.6
-    RHO_MEMORY = 0.9
-
-    def __init__(self, rows: int, cols: int) -> None:
-        self.rho = 1.0
-        self._shape = (rows, cols)
-        self._centres = centres(rows, cols)
-        self._belief: Floats32 | None = None
-
-    def step(self, probabilities: Floats32, motion: Floats | None) -> Floats32:
-        """Probabilities (rows * cols, classes) of the head -> smoothed ones, of the same shape."""
-        belief, out = self._belief, probabilities
-        if motion is not None and belief is not None and belief.shape == probabilities.shape:
-            places = (self._centres @ motion.T)[:, :2]
-            known = np.all((places >= 0) & (places < self._shape[::-1]), axis=1)
-            past = self._sample(belief, places)
-            if known.any():
-                repeats = float((past.argmax(1) == probabilities.argmax(1))[known].mean())
-                self.rho = self.RHO_MEMORY * self.rho + (1 - self.RHO_MEMORY) * repeats
-            if self.rho > self.RHO_MIN:
-                mixed = probabilities * (past + PRIOR_FLOOR) ** self.STRENGTH
-                mixed /= mixed.sum(axis=1, keepdims=True)
-                out = np.where(known[:, None], mixed, probabilities)
-        self._belief = out
-        return out
-
-    def _sample(self, belief: Floats32, places: Floats) -> Floats32:
-        """The belief at places in grid units, bilinear between tile centres."""
-        rows, cols = self._shape
-        x = np.clip(places[:, 0] - 0.5, 0, cols - 1)
-        y = np.clip(places[:, 1] - 0.5, 0, rows - 1)
-        x0, y0 = x.astype(np.intp), y.astype(np.intp)
-        x1, y1 = np.minimum(x0 + 1, cols - 1), np.minimum(y0 + 1, rows - 1)
-        ax, ay = (x - x0)[:, None], (y - y0)[:, None]
-        top = belief[y0 * cols + x0] * (1 - ax) + belief[y0 * cols + x1] * ax
-        bottom = belief[y1 * cols + x0] * (1 - ax) + belief[y1 * cols + x1] * ax
-        sampled: Floats32 = (top * (1 - ay) + bottom * ay).astype(np.float32)
-        return sampled

@@ -209,6 +209,18 @@ def test_an_answer_counts_once(rig):
     assert rig.restart(desk).answers == 2
 
 
+def test_answers_are_told_once_with_the_frame_that_they_came_by(rig):
+    desk = rig.desk(start=False)
+    desk.receive(Label(id=7, query=1, answer="b"))
+    first = desk.log.last()[0]
+    desk.receive(Undo(label=7))
+    desk.receive(Label(id=7, query=1, answer="b"))  # known already
+    assert desk.answered(first - 1) == []
+    assert desk.answered(first) == [Label(id=7, query=1, answer="b")]
+    assert desk.answered(first) == []
+    assert desk.answered(first + 10) == [Undo(label=7)]
+
+
 def test_a_head_flies_is_streamed_and_comes_back_after_a_restart(rig):
     desk, learner = rig.desk(), rig.learner()
     boot = desk.log.boot

@@ -1,11 +1,11 @@
-"""Registration against images warped by a known motion; chains of motions; smoothing along the ground."""
+"""Registration against images warped by a known motion; chains of motions."""
 
 import cv2
 import numpy as np
 import pytest
 
 from onboard.registration import Registration
-from onboard.tracks import Path, Smoother, centres, overlaps
+from onboard.tracks import Path, centres, overlaps
 
 ROWS, COLS = 6, 8
 TILES = ROWS * COLS
@@ -206,99 +206,3 @@ def test_a_path_of_a_whole_flight_keeps_its_digits():
         path.add(frame, step)
     by_hand = np.linalg.matrix_power(step, 63)
     np.testing.assert_allclose(path.motion(49_999, 49_999 - 63), by_hand, rtol=1e-6)
-
-
-# --- smoothing --------------------------------------------------------------------------------------------------------
-
-
-def softmax(x):
-    e = np.exp(x - x.max(axis=1, keepdims=True))
-    return (e / e.sum(axis=1, keepdims=True)).astype(np.float32)
-
-
-def noisy(random, truth, strength=1.0):
-    return softmax(strength * np.eye(4)[truth] * 2 + random.normal(0, 1.3, (len(truth), 4)))
-
-
-def is_probability(p):
-    return p.dtype == np.float32 and (p >= 0).all() and np.allclose(p.sum(axis=1), 1, atol=1e-5)
-
-
-def test_without_motion_the_output_is_the_input():
-    random = np.random.default_rng(0)
-    smoother = Smoother(ROWS, COLS)
-    for _ in range(5):
-        p = noisy(random, random.integers(0, 4, TILES))
-        np.testing.assert_array_equal(smoother.step(p, None), p)
-    assert smoother.rho == 1.0
-
-
-def test_noise_goes_down_over_the_same_ground():
-    random = np.random.default_rng(1)
-    truth = random.integers(0, 4, TILES)
-    smoother = Smoother(ROWS, COLS)
-    raw, smoothed = [], []
-    for frame in range(30):
-        p = noisy(random, truth)
-        before = p.copy()
-        out = smoother.step(p, None if frame == 0 else np.eye(3))
-        np.testing.assert_array_equal(p, before)
-        assert is_probability(out)
-        raw.append((p.argmax(1) == truth).mean())
-        smoothed.append((out.argmax(1) == truth).mean())
-    print(f"still ground: {np.mean(raw[5:]):.3f} right as the head says, {np.mean(smoothed[5:]):.3f} smoothed")
-    assert np.mean(smoothed[5:]) > np.mean(raw[5:]) + 0.05
-
-
-def test_belief_moves_with_the_ground():
-    """The ground moves one column a frame: belief must follow it, and fresh ground has none."""
-    random = np.random.default_rng(2)
-    strip = random.integers(0, 4, (ROWS, COLS + 30))
-    motion = np.array([[1.0, 0, 1], [0, 1, 0], [0, 0, 1]])  # this frame's column c was column c + 1
-    still, moving, raw = [], [], []
-    smoothers = Smoother(ROWS, COLS), Smoother(ROWS, COLS)
-    for frame in range(30):
-        truth = strip[:, frame : frame + COLS].ravel()
-        p = noisy(random, truth)
-        follows = smoothers[0].step(p, None if frame == 0 else motion)
-        stays = smoothers[1].step(p, None if frame == 0 else np.eye(3))
-        fresh = np.arange(TILES) % COLS == COLS - 1
-        np.testing.assert_array_equal(follows[fresh], p[fresh])
-        raw.append((p.argmax(1) == truth).mean())
-        moving.append((follows.argmax(1) == truth).mean())
-        still.append((stays.argmax(1) == truth).mean())
-    print(f"moving ground: {np.mean(raw):.3f} raw, {np.mean(moving):.3f} followed, {np.mean(still):.3f} not followed")
-    assert np.mean(moving) > np.mean(raw) + 0.03
-    assert np.mean(still) < np.mean(moving)
-
-
-def test_the_gate_closes_on_a_shuffled_stream():
-    """Frames that have nothing to do with each other, whatever the motion says: smoothing would only hurt."""
-    random = np.random.default_rng(3)
-    smoother = Smoother(ROWS, COLS)
-    for frame in range(60):
-        p = noisy(random, random.integers(0, 4, TILES), 3)
-        out = smoother.step(p, None if frame == 0 else np.eye(3))
-        assert is_probability(out)
-        if frame > 10:
-            assert smoother.rho <= Smoother.RHO_MIN
-            np.testing.assert_array_equal(out, p)
-    for _ in range(20):  # and it opens again over ground that repeats
-        smoother.step(p, np.eye(3))
-    assert smoother.rho > Smoother.RHO_MIN
-
-
-def test_certain_heads_and_far_motions_stay_probabilities():
-    random = np.random.default_rng(4)
-    smoother = Smoother(ROWS, COLS)
-    far = np.array([[1, 0, 1e6], [0, 1, -1e6], [0, 0, 1]])
-    for motion in (None, np.eye(3), far, similarity(random), np.diag([1e-9, 1e-9, 1.0]), np.eye(3)):
-        p = np.eye(4, dtype=np.float32)[random.integers(0, 4, TILES)]
-        assert is_probability(smoother.step(p, motion))
-
-
-def test_new_classes_start_anew():
-    smoother = Smoother(ROWS, COLS)
-    smoother.step(np.full((TILES, 4), 0.25, np.float32), None)
-    p = np.full((TILES, 5), 0.2, np.float32)
-    np.testing.assert_array_equal(smoother.step(p, np.eye(3)), p)
