@@ -25,12 +25,18 @@ class Model:
     """
 
     def __init__(self, spec: NetworkSpec, tensors: Mapping[str, Array], classes: Iterable[str]) -> None:
+        self._fill(spec, tensors, tuple(classes), tensors.keys())
+
+    def _fill(
+        self, spec: NetworkSpec, tensors: Mapping[str, Array], classes: tuple[str, ...], fresh: Iterable[str]
+    ) -> None:
+        """Check and take over everything; the contents of `fresh` tensors alone, the others' were checked before."""
         self.spec = spec
-        self.classes = tuple(classes)
+        self.classes = classes
         if not 1 <= len(self.classes) <= MAX_CLASSES or len(set(self.classes)) != len(self.classes):
             raise ArtifactError(f"a model needs 1 to {MAX_CLASSES} classes, all different, not {self.classes}")
         frozen = {name: _frozen(array) for name, array in tensors.items()}
-        _check(frozen, head_shapes(spec, len(self.classes)) | spec.shapes())
+        _check(frozen, head_shapes(spec, len(self.classes)) | spec.shapes(), fresh)
         self.tensors: Mapping[str, Array] = MappingProxyType(dict(sorted(frozen.items())))
 
     @cached_property
@@ -44,7 +50,10 @@ class Model:
 
     def with_tensors(self, changed: Mapping[str, Array], classes: Iterable[str] | None = None) -> "Model":
         """A new model in which the named tensors (and the classes, where given) are replaced."""
-        return Model(self.spec, {**self.tensors, **changed}, self.classes if classes is None else classes)
+        model = Model.__new__(Model)
+        classes = self.classes if classes is None else tuple(classes)
+        model._fill(self.spec, {**self.tensors, **changed}, classes, changed.keys())  # a learner makes many
+        return model
 
     def with_classes(self, classes: Iterable[str]) -> "Model":
         """A new model with these classes and a head of zeros: it knows nothing and says so."""
@@ -67,13 +76,17 @@ def _frozen(array: Array) -> Array:
     return array
 
 
-def _check(tensors: Mapping[str, Array], shapes: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
+def _check(
+    tensors: Mapping[str, Array], shapes: Mapping[str, tuple[str, tuple[int, ...]]], fresh: Iterable[str]
+) -> None:
     if unknown := sorted(tensors.keys() ^ shapes.keys()):
         raise ArtifactError(f"tensors missing or not of this network: {', '.join(unknown)}")
     for name, (dtype, shape) in shapes.items():
         array = tensors[name]
-        if array.dtype.name != dtype or array.shape != shape:
+        if array.dtype != np.dtype(dtype) or array.shape != shape:
             raise ArtifactError(f"tensor {name} is {array.dtype} {array.shape}, the network needs {dtype} {shape}")
+    for name in fresh:
+        array, (dtype, _) = tensors[name], shapes[name]
         if dtype == "float32" and not np.isfinite(array).all():
             raise ArtifactError(f"tensor {name} holds values that are not finite")
         if name.endswith(".q") and array.size and not 1 <= int(array.min()) <= int(array.max()) <= 127:

@@ -229,8 +229,9 @@ class Learner:
             if len({lesson.answer for lesson in lessons if not lesson.wrong}) < 2:
                 candidate, why = self._base, ""  # nothing to tell apart, not yet or, after an undo, no longer
             else:
-                candidate, honest = self._candidate(lessons)
-                why = self._gate(candidate, honest)
+                recent = np.concatenate(self._last_values())
+                candidate, honest = self._candidate(lessons, recent)
+                why = self._gate(candidate, honest, recent)
         except (ArtifactError, np.linalg.LinAlgError) as error:
             why = str(error)
         if why:
@@ -243,8 +244,10 @@ class Learner:
         self.updates += 1
         return Update(candidate, "learned", f"{len(lessons)} labels", len(lessons))
 
-    def _candidate(self, lessons: list[Lesson]) -> tuple[Model, dict[int, str]]:
+    def _candidate(self, lessons: list[Lesson], recent: Floats32) -> tuple[Model, dict[int, str]]:
         """A model from lessons, newest first, and what it says of the judges, each left out: class by label.
+
+        recent: rows (m, F) of the tiles of the last frames.
 
         First from the labels alone; then with pseudo-labels, unless the judges lose more by them than they gain.
         """
@@ -255,7 +258,7 @@ class Learner:
         denied = np.array([lesson.wrong for lesson in lessons])
         n, judges = len(lessons), min(self._settings.judges, int((~denied).sum()))
         chosen, said = self._fit(rows, gram, numbers, denied, np.ones(n), judges, classes)
-        values, guesses = self._pseudo(chosen)
+        values, guesses = self._pseudo(chosen, recent)
         if len(values):
             across, within = products(rows, values), products(values, values)
             pseudo, with_pseudo = self._fit(
@@ -287,11 +290,10 @@ class Learner:
         weight, bias, said = fit_and_judge(rows, gram, numbers, denied, weights, len(classes), ridge, judges)
         return self._base.with_tensors({"head.weight": weight, "head.bias": bias}, classes), said
 
-    def _pseudo(self, model: Model) -> tuple[Floats32, Ints]:
-        """Rows (m, F) of the surest tiles of the last frames, and their classes (m,)."""
-        if not self._settings.pseudo:
-            return np.zeros((0, model.spec.feature_count), np.float32), np.zeros(0, np.intp)
-        values = np.concatenate(self._last_values())
+    def _pseudo(self, model: Model, values: Floats32) -> tuple[Floats32, Ints]:
+        """The surest of these rows (n, F): rows (m, F), and their classes (m,)."""
+        if not self._settings.pseudo or not len(values):
+            return values[:0], np.zeros(0, np.intp)
         logits = head_logits(model, values)
         ranked = np.sort(logits, axis=1)
         margin, said = ranked[:, -1] - ranked[:, -2], logits.argmax(axis=1)
@@ -313,7 +315,7 @@ class Learner:
         self._recent = {frame: self._recent[frame] for frame in frames}
         return [np.zeros((0, self.model.spec.feature_count), np.float32), *self._recent.values()]
 
-    def _gate(self, candidate: Model, honest: dict[int, str]) -> str:
+    def _gate(self, candidate: Model, honest: dict[int, str], recent: Floats32) -> str:
         """Why the candidate must not fly, or "" if it may."""
         truth = {lesson.label: lesson.answer for lesson in self._memory.lessons}
         both = [(said, self._honest[label], truth[label]) for label, said in honest.items() if label in self._honest]
@@ -321,10 +323,9 @@ class Learner:
         losses = sum(then == right != now for now, then, right in both)
         if losses > gains and sign_test(gains, losses) < GATE_P:
             return f"worse before the judges: {losses} lost, {gains} gained of {len(both)}"
-        if self._seen and len(self.model.classes) > 1 and self.updates:
-            values = np.concatenate(self._last_values())
-            said = [head_logits(m, values).argmax(1) for m in (candidate, self.model)]
-            top = [np.bincount(classes).max(initial=0) / max(1, len(values)) for classes in said]
+        if len(recent) and len(self.model.classes) > 1 and self.updates:
+            said = [head_logits(m, recent).argmax(1) for m in (candidate, self.model)]
+            top = [np.bincount(classes).max() / len(recent) for classes in said]
             if top[0] > GATE_TOP_SHARE >= top[1]:
                 return f"calls {top[0]:.0%} of the last tiles one class"
         return ""

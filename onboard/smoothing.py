@@ -6,6 +6,7 @@ things lie side by side they harm. So each question remembers what would be said
 decide: by how likely either found them.
 """
 
+import math
 from collections import deque
 from typing import NamedTuple
 
@@ -43,8 +44,8 @@ class _Guess(NamedTuple):
     def for_around(self, answer: str, wrong: bool) -> float:
         """How much likelier an answer is with the neighbours: the logarithm of the ratio."""
         number = self.classes.index(answer)
-        likely = (abs(wrong - float(p[number])) + FLOOR for p in (self.around, self.alone))
-        return float(np.log(np.divide(*likely)))
+        around, alone = (abs(wrong - float(p[number])) + FLOOR for p in (self.around, self.alone))
+        return math.log(around / alone)
 
 
 class Smoother:

@@ -7,6 +7,7 @@ Positions are in *grid units*: x in 0..cols, y in 0..rows, so that a tile is a u
 """
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,13 @@ Floats = NDArray[np.float64]
 Floats32 = NDArray[np.float32]
 
 
+@cache
 def centres(rows: int, cols: int) -> Floats:
-    """Homogeneous centres of the tiles, row by row, (rows * cols, 3)."""
+    """Homogeneous centres of the tiles, row by row, (rows * cols, 3); read-only."""
     y, x = np.mgrid[0:rows, 0:cols] + 0.5
-    return np.stack([x.ravel(), y.ravel(), np.ones(rows * cols)], axis=1)
+    out = np.stack([x.ravel(), y.ravel(), np.ones(rows * cols)], axis=1)
+    out.flags.writeable = False
+    return out
 
 
 def overlaps(points: Floats, rows: int, cols: int) -> Floats:

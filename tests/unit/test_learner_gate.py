@@ -58,7 +58,8 @@ def test_the_gate_refuses_harm_and_the_model_stays(base, monkeypatch):
     assert "worse before the judges" in update.why
     assert learner.model is good
     assert learner.rollbacks == 1
-    candidate, _ = learner._candidate(learner._memory.chosen())
+    recent = np.concatenate(learner._last_values())
+    candidate, _ = learner._candidate(learner._memory.chosen(), recent)
     print(f"the model in force: {before:.2f}, the candidate that was refused: {accuracy(candidate, scene):.2f}")
     assert accuracy(candidate, scene) < 0.5
     monkeypatch.undo()
