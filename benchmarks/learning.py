@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 from rich.progress import Progress
 
-from benchmarks import harm
+from benchmarks import beside, harm
 from benchmarks.streams import Conditions, Stream, fly, record, streams
 from onboard import replay
 from onboard.config import Asking, Config, ModelChoice
@@ -26,6 +26,7 @@ from onboard.report import Report
 SEEDS = 5
 SHARE = 0.03
 WATCH_S = 0.2
+BLOCKS = 6
 T_95 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
 """Student's t for a two-sided 95% interval, by degrees of freedom."""
 
@@ -77,6 +78,8 @@ def rows(quick: bool, progress: Callable[[str], None]) -> list[dict[str, object]
                             "learner_bytes": most[0] if adapted else None,
                         }
                     )
+            if stream.name == "sim":
+                table += [beside.new_place(seen), beside.frames_beside(1 if quick else BLOCKS, progress)]
             if stream.name == "sim" and not quick:
                 table += harm.rows(seen, progress)
             for variant, own in scores.items():
