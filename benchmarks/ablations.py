@@ -1,7 +1,8 @@
 """`python -m benchmarks ablations`: what each part of learning in flight is worth, one left out or changed at a time.
 
 A row is a mean over seeds with its spread, and its paired difference to the learner as it flies with a 95% interval;
-where fewer questions are asked, also to as many as usual at random.
+where fewer questions are asked, also to as many as usual at random. Last comes a flight ten times as long, with labels
+at once and 100 frames late: how much of the gain over a head that was frozen early is left.
 The flights are those of `benchmarks.streams`, in this process.
 """
 
@@ -11,11 +12,15 @@ import numpy as np
 from msgspec.structs import replace
 
 from benchmarks.learning import SEEDS, gain
-from benchmarks.streams import Conditions, Flown, Recorded, Stream, fly, record, streams, wrong
+from benchmarks.streams import WINDOWS, Conditions, Flown, Recorded, Stream, fly, record, streams, wrong
 from onboard.learner import Learner
 from onboard.queries import Asker
+from onboard.replay import Options
+from onboard.scores import macro_f1
 
 LIKENESS = 0.3
+LONG = Stream("sim-long", Options(source="sim://?seed=4&frames=1200"), ())
+LATE = 100
 FEWER, RANDOM = "2% labels", "questions at random"
 
 
@@ -93,6 +98,37 @@ def rows(quick: bool, progress: Callable[[str], None]) -> list[dict[str, object]
     with streams() as found:
         for stream in found[: 2 if quick else None]:
             table += _of_stream(stream, 2 if quick else SEEDS, progress)
+    return table if quick else [*table, *late(progress)]
+
+
+def late(progress: Callable[[str], None]) -> list[dict[str, object]]:
+    """Two rows: labels at once, and late; scored on the same tiles, those behind the first tenth and the delay."""
+    seen = record(LONG)
+    tenth = -(-len(seen.truth) // WINDOWS)
+    scored = seen.scored
+    scored[: tenth + LATE] = False
+    table: list[dict[str, object]] = []
+    gains = []
+    for delay in (0, LATE):
+        pairs = []
+        for seed in range(SEEDS):
+            progress(f"{LONG.name}, delay {delay}, seed {seed}")
+            flown = fly(seen, seed, Conditions(delay=delay, frozen_at=tenth + delay))
+            ours, frozen = (
+                macro_f1(seen.truth[scored], said[scored], len(seen.classes)) for said in (flown.said, flown.frozen)
+            )
+            pairs.append((ours, frozen))
+        more, half = gain(pairs)
+        gains.append(more)
+        table.append(
+            {
+                "stream": LONG.name,
+                "ablation": f"delay {delay}",
+                "macro_f1": round(float(np.mean([ours for ours, _ in pairs])), 4),
+                "over_frozen": f"{more:+.3f} +- {half:.3f}",
+                "gain_kept": round(gains[-1] / gains[0], 3),
+            }
+        )
     return table
 
 
