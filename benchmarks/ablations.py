@@ -138,6 +138,9 @@ def _of_stream(stream: Stream, seeds: int, progress: Callable[[str], None]) -> l
     for name, how in variants(stream.options.label_delay).items():
         if how.even_light not in seen:
             seen[how.even_light] = record(stream, how.even_light)
+        frames = len(seen[how.even_light].truth)
+        if how.delay + -(-frames // WINDOWS) >= frames:
+            continue  # no label would come in time
         for seed in range(seeds):
             progress(f"{stream.name}, {name}, seed {seed}")
             flown.setdefault(name, []).append(fly(seen[how.even_light], seed, how))
