@@ -201,9 +201,9 @@ class _Replay:
             self.as_flown = AsFlown(recording, assembly.desk, assembly.base, self._receive)
         self.learner: Supervisor | None = None
         if config.learn.enabled and (recording is None or can_learn(recording)):
-            hurried = msgspec.structs.replace(config.learn, cpu_share=1.0)  # frames wait for it, so it need not rest
+            hurried = msgspec.structs.replace(config.learn, cpu_share=1.0)  # frames wait for it: it need not rest,
             process = learner_process(msgspec.structs.replace(config, learn=hurried), assembly.state)
-            self.learner = Supervisor([msgspec.structs.replace(process, needed=True)])
+            self.learner = Supervisor([msgspec.structs.replace(process, needed=True, nice=0)])  # nor stand back
             self.learner.start()
             stack.callback(self.learner.close)
 
