@@ -242,9 +242,8 @@ def _stamp(packet: "av.Packet[av.VideoStream]", best: int | None = None) -> int:
 def _image(frame: av.VideoFrame, converter: VideoReformatter) -> NDArray[np.uint8]:
     # By itself PyAV makes a converter for each frame, and each of them a team of threads.
     plane = converter.reformat(frame, format="bgr24", threads=1).planes[0]
-    lines = np.frombuffer(memoryview(plane), np.uint8).reshape(
-        plane.height, plane.line_size
-    )  # the picture itself, not a copy
+    # the picture itself, not a copy
+    lines = np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, plane.line_size)
     image = lines[:, : 3 * plane.width].reshape(plane.height, plane.width, 3)
     quarters = round(frame.rotation / 90) % 4  # the display matrix turns counter-clockwise, as np.rot90 does
     return np.asarray(np.ascontiguousarray(np.rot90(image, quarters)) if quarters else image, np.uint8)
