@@ -102,6 +102,8 @@ def run(config: Config, options: Options, progress: Progress | None = None) -> R
     with ExitStack() as stack:
         source = open_source(options.source)
         stack.callback(source.close)
+        for problem in getattr(source, "problems", ()) if hasattr(source, "alignment") else ():
+            _log.warning("%s", problem)  # of a log; frames that are missing are told one by one
         recording = source if isinstance(source, RecordingSource) else None
         if recording:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hadanet-recorded-")))
