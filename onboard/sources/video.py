@@ -27,7 +27,7 @@ SUFFIXES = frozenset(
 REORDER_S = 1.0
 """A key frame is shown by so much later than it is decoded, at most."""
 END_TOLERANCE_S = 0.5
-"""A file that ends earlier than its header says, by more than this, is taken for cut off."""
+"""A file whose last frame ends earlier than its header says, by more than this, is taken for cut off."""
 
 
 class _Key(NamedTuple):
@@ -99,7 +99,7 @@ class VideoSource:
                 image, encoded = item.image, item.encoded
                 yield Frame(index=index, t_ns=t_ns, name=str(index), image=image, pose=Pose(), encoded=encoded)
             index += 1
-        end_s = t_ns / 1e9
+        end_s = t_ns / 1e9 + (1 / self.fps if self.fps else 0.0)  # the last frame is shown, too
         if self._duration_s is not None and end_s + END_TOLERANCE_S < self._duration_s:
             reason = f"the file ends after {end_s:.1f} of {self._duration_s:.1f} s"
             self.skipped.append(Skipped(name=str(index), reason=reason))
@@ -242,11 +242,11 @@ def _stamp(packet: "av.Packet[av.VideoStream]", best: int | None = None) -> int:
 def _image(frame: av.VideoFrame, converter: VideoReformatter) -> NDArray[np.uint8]:
     # By itself PyAV makes a converter for each frame, and each of them a team of threads.
     plane = converter.reformat(frame, format="bgr24", threads=1).planes[0]
-    # the picture itself, not a copy
+    # the picture itself; it is copied only where its lines are padded, or turned
     lines = np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, plane.line_size)
     image = lines[:, : 3 * plane.width].reshape(plane.height, plane.width, 3)
     quarters = round(frame.rotation / 90) % 4  # the display matrix turns counter-clockwise, as np.rot90 does
-    return np.asarray(np.ascontiguousarray(np.rot90(image, quarters)) if quarters else image, np.uint8)
+    return np.ascontiguousarray(np.rot90(image, quarters))
 
 
 def _duration_s(container: av.container.InputContainer, stream: av.VideoStream) -> float | None:
