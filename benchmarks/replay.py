@@ -77,19 +77,19 @@ def _family(pid: int) -> list[int]:
     return found
 
 
-def _peak(pid: int) -> int:
-    """The largest resident size that a process has had, in bytes; 0 if it is gone."""
+def _own_bytes(pid: int) -> int:
+    """What a process has in memory, of pages that several share its part of them; 0 if it is gone."""
     try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:
         return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
 
 
 def rows(quick: bool, progress: Callable[[str], None]) -> list[dict[str, object]]:
     """A row for each flight. realtime_factor: its duration by the time for all frames, with decoding and learning.
 
-    peak_bytes: largest resident sizes of flight and learner, added up; libraries that both map count twice.
+    peak_bytes: the most that flight and learner had in memory together, what they share counted once.
     """
     with tempfile.TemporaryDirectory() as folder:
         progress("making the video")
@@ -106,11 +106,10 @@ def _row(source: str, options: list[str], progress: Callable[[str], None]) -> di
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         command = [sys.executable, "-m", "onboard.cli", "replay", source, "--report", str(report), *options]
-        started, peaks = time.monotonic(), dict[int, int]()
+        started, peak = time.monotonic(), 0
         with subprocess.Popen(command, stdout=subprocess.DEVNULL) as child:
             while child.poll() is None:
-                for pid in _family(child.pid):
-                    peaks[pid] = max(peaks.get(pid, 0), _peak(pid))
+                peak = max(peak, sum(map(_own_bytes, _family(child.pid))))
                 time.sleep(SAMPLE_S)
         wall_s = time.monotonic() - started
         if child.returncode:
@@ -125,5 +124,5 @@ def _row(source: str, options: list[str], progress: Callable[[str], None]) -> di
         "realtime_factor": round(_duration_s(source) / (result["frames"] / result["fps"]), 2),
         "fps": round(result["fps"], 2),
         "wall_s": round(wall_s, 1),
-        "peak_bytes": sum(peaks.values()),
+        "peak_bytes": peak,
     }

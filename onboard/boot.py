@@ -27,6 +27,7 @@ from onboard.worker import Setup, learner_address
 
 _log = logging.getLogger(__name__)
 
+LEARNER_NICE = 10
 ROOM_BYTES = 256 * 1024
 """A folder without room for so much is full: a label log and an outbox begin with about a third of it."""
 
@@ -89,7 +90,8 @@ def learner_process(config: Config, state: Path) -> Process:
         settings=config.learn,
     )
     text = msgspec.json.encode(setup).decode()
-    return Process(name="learner", command=(sys.executable, "-m", "onboard.worker", text, "--parent", str(os.getpid())))
+    command = (sys.executable, "-m", "onboard.worker", text, "--parent", str(os.getpid()))
+    return Process(name="learner", command=command, nice=LEARNER_NICE)
 
 
 def make_folder(state: Path) -> Path:

@@ -102,6 +102,8 @@ def run(config: Config, options: Options, progress: Progress | None = None) -> R
     with ExitStack() as stack:
         source = open_source(options.source)
         stack.callback(source.close)
+        for problem in getattr(source, "problems", ()) if hasattr(source, "alignment") else ():
+            _log.warning("%s", problem)  # of a log; frames that are missing are told one by one
         recording = source if isinstance(source, RecordingSource) else None
         if recording:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hadanet-recorded-")))
@@ -201,9 +203,9 @@ class _Replay:
             self.as_flown = AsFlown(recording, assembly.desk, assembly.base, self._receive)
         self.learner: Supervisor | None = None
         if config.learn.enabled and (recording is None or can_learn(recording)):
-            hurried = msgspec.structs.replace(config.learn, cpu_share=1.0)  # frames wait for it, so it need not rest
+            hurried = msgspec.structs.replace(config.learn, cpu_share=1.0)  # frames wait for it: it need not rest,
             process = learner_process(msgspec.structs.replace(config, learn=hurried), assembly.state)
-            self.learner = Supervisor([msgspec.structs.replace(process, needed=True)])
+            self.learner = Supervisor([msgspec.structs.replace(process, needed=True, nice=0)])  # nor stand back
             self.learner.start()
             stack.callback(self.learner.close)
 

@@ -22,7 +22,7 @@ END_S = 10.0
 class Process(msgspec.Struct, frozen=True, kw_only=True):
     """One row of the table. A process that ends is started again; `needed` says that the daemon ends without it.
 
-    nice: how far it stands back behind the flight, 0 to 19. stdin: what it reads there, less than a pipe holds.
+    nice: how far it stands back behind us, 0 to 19. stdin: what it reads there, less than a pipe holds.
     """
 
     name: str
@@ -106,7 +106,8 @@ class Supervisor:
             with contextlib.suppress(BrokenPipeError), child.popen.stdin as stdin:  # it ended before it read that
                 stdin.write(child.process.stdin)
             if child.process.nice:
-                os.setpriority(os.PRIO_PROCESS, child.popen.pid, child.process.nice)
+                nice = os.getpriority(os.PRIO_PROCESS, 0) + child.process.nice
+                os.setpriority(os.PRIO_PROCESS, child.popen.pid, nice)
         except OSError as error:  # no memory, no process left: it may pass
             child.popen = None
             _log.error("%s cannot be started: %s", child.process.name, error)

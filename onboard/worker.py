@@ -27,7 +27,6 @@ _log = logging.getLogger(__name__)
 RETRY_MS = 1000
 SAVE_EVERY_FRAMES = 8
 """The state is written after a change, but not more often than this: a card wears out by writing."""
-NICE = 10
 MAX_REST_S = 2.0
 """However long a turn took, the learner looks up so often: its parent may be gone."""
 STATUS_BUG = 70
@@ -166,7 +165,6 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     logging.basicConfig(format="learner: %(levelname)s: %(message)s", level=logging.WARNING)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the flight decides when to end
-    os.nice(NICE)
     try:
         setup = msgspec.json.decode(args.setup, type=Setup)
         model = initial_model(setup.artifact, setup.classes)

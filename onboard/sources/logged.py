@@ -21,7 +21,8 @@ class LoggedSource:
     """The frames of `source` with poses by the log's clock; what a frame knows of its own pose stays.
 
     times: int64 (N,) of its frames, where they are known before; utc_ns: what leads from them to UTC, None if unknown;
-    inside: the log counts by the frames' own clock; offset_s: what the user says.
+    inside: the log counts by the frames' own clock; offset_s: what the user says. `problems`: what is wrong with the
+    log, and that it is of another time than the pictures.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class LoggedSource:
         self.skipped: list[Skipped] = source.skipped
         self.telemetry = telemetry
         self.alignment: Alignment = align(times, telemetry, utc_ns=utc_ns, inside=inside, offset_s=offset_s)
-        self.problems = telemetry.problems
+        self.problems = (*telemetry.problems, *_apart(_span(times, source), telemetry, self.alignment.offset_ns))
         self.pictures = source
 
     def frames(self, start_s: float = 0.0) -> Iterator[Frame]:
@@ -51,6 +52,26 @@ class LoggedSource:
     def close(self) -> None:
         """Close the pictures."""
         self.pictures.close()
+
+
+def _span(times: NDArray[np.int64], source: Source) -> tuple[int, int]:
+    """Times of the first picture and, as far as the container tells, of the last one."""
+    first, last = int(times[0]), int(times[-1])
+    return first, max(last, first + round(source.length / source.fps * 1e9) if source.length and source.fps else last)
+
+
+def _apart(span_ns: tuple[int, int], telemetry: Telemetry, offset_ns: int) -> Iterator[str]:
+    """In words, that a log says nothing of the time of the pictures."""
+    stamps = [time for column in telemetry.series.values() for time in (column.t_ns[0], column.t_ns[-1])]
+    if not stamps:
+        return
+    early_s, late_s = (span_ns[0] - max(stamps) - offset_ns) * 1e-9, (min(stamps) + offset_ns - span_ns[1]) * 1e-9
+    where = f"ends {early_s:,.0f} s before the first" if early_s > 0 else f"begins {late_s:,.0f} s after the last"
+    if max(early_s, late_s) > 0:
+        yield (
+            f"{Path(telemetry.uri).name}: this log {where} picture and says nothing of any; "
+            "is it another flight's, or the offset wrong?"
+        )
 
 
 def _filled(own: Pose, other: Pose) -> Pose:

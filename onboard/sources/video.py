@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from models.errors import SourceError
 from onboard.frame import Frame, Pose, Skipped
 from onboard.sources import media
+from onboard.sources.pictures import DAMAGE, decode, reason
 
 SUFFIXES = frozenset(
     {".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"}
@@ -26,7 +27,7 @@ SUFFIXES = frozenset(
 REORDER_S = 1.0
 """A key frame is shown by so much later than it is decoded, at most."""
 END_TOLERANCE_S = 0.5
-"""A file that ends earlier than its header says, by more than this, is taken for cut off."""
+"""A file whose last frame ends earlier than its header says, by more than this, is taken for cut off."""
 
 
 class _Key(NamedTuple):
@@ -35,6 +36,15 @@ class _Key(NamedTuple):
     number: int
     seek: int
     pts: int
+
+
+class _Item(NamedTuple):
+    """An image with its time in seconds, and the bytes of it alone where it has such; or the reason why it is lost."""
+
+    image: NDArray[np.uint8] | None
+    time_s: float | None = None
+    reason: str = ""
+    encoded: bytes | None = None
 
 
 class VideoSource:
@@ -65,6 +75,7 @@ class VideoSource:
                 self.fps: float | None = float(rate) if rate else None
                 self._duration_s = _duration_s(container, stream)
                 self.utc_ns: int | None = _created_ns(container)
+                self._is_pictures = _is_pictures(container, stream)
         except av.FFmpegError as error:
             raise SourceError(f"{path}: cannot be read as a video: {_words(error)}; does it play elsewhere?") from error
         first = next(self.frames(), None)
@@ -77,17 +88,18 @@ class VideoSource:
         """Yield the frames until the file's end or `close`, from the key frame on that is before `start_s`."""
         key = self._key_before(self.first_ns * 1e-9 + start_s - REORDER_S) if start_s > REORDER_S else None
         index, t_ns = key.number if key else 0, 0
-        for image, time_s, reason in self._decoded(key):
+        for item in self._items(key):
             if self._closed.is_set():
                 return
-            if image is None:
-                self.skipped.append(Skipped(name=str(index), reason=reason))
+            if item.image is None:
+                self.skipped.append(Skipped(name=str(index), reason=item.reason))
             else:
                 # Damage can put frames out of order; a frame without a time shares that of the one before.
-                t_ns = t_ns if time_s is None else max(t_ns, round(time_s * 1e9))
-                yield Frame(index=index, t_ns=t_ns, name=str(index), image=image, pose=Pose())
+                t_ns = t_ns if item.time_s is None else max(t_ns, round(item.time_s * 1e9))
+                image, encoded = item.image, item.encoded
+                yield Frame(index=index, t_ns=t_ns, name=str(index), image=image, pose=Pose(), encoded=encoded)
             index += 1
-        end_s = t_ns / 1e9
+        end_s = t_ns / 1e9 + (1 / self.fps if self.fps else 0.0)  # the last frame is shown, too
         if self._duration_s is not None and end_s + END_TOLERANCE_S < self._duration_s:
             reason = f"the file ends after {end_s:.1f} of {self._duration_s:.1f} s"
             self.skipped.append(Skipped(name=str(index), reason=reason))
@@ -133,45 +145,82 @@ class VideoSource:
         except (av.FFmpegError, StopIteration):
             return None
 
-    def _decoded(self, key: _Key | None) -> Iterator[tuple[NDArray[np.uint8] | None, float | None, str]]:
-        """Yield (image, seconds, "") or (None, None, reason), from a key frame on if one is given."""
-        # Time stamp of the damage: decoders fill in what is missing, so nothing from there on can be trusted until a
-        # key frame, while frames from before may still be in the decoder.
-        damage: int | None = None
-        lost: list[str] = []  # packets without a frame, to be told in the order of time
-        converter = VideoReformatter()
+    def _items(self, key: _Key | None) -> Iterator[_Item]:
+        """What becomes of each frame, from a key frame on if one is given."""
+        lost: list[str] = []
         try:
             with media.opened(self.uri) as container:
+                stream = container.streams.video[0]
                 if key:
-                    container.seek(key.seek, stream=container.streams.video[0])
-                for packet in media.packets(container, container.streams.video[0]):
-                    if packet.is_corrupt and damage is None:
-                        damage = _stamp(packet)
-                    try:
-                        frames = packet.decode()
-                    except av.FFmpegError as error:
-                        damage = _stamp(packet) if damage is None else damage
-                        lost.append(f"damaged: {_words(error)}")
-                        continue
-                    for frame in frames:
-                        stamp = frame.pts or 0
-                        if key and stamp < key.pts:
-                            continue
-                        if damage is not None and stamp >= damage:
-                            yield from ((None, None, reason) for reason in lost)
-                            lost.clear()
-                        if damage is not None and frame.key_frame and stamp > damage:
-                            damage = None
-                        if frame.is_corrupt:
-                            damage = stamp if damage is None else damage
-                            yield None, None, "damaged: only a part of the frame could be decoded"
-                        elif damage is not None and stamp >= damage:
-                            yield None, None, "damaged: it builds on a frame that is damaged"
-                        else:
-                            yield _image(frame, converter), frame.time, ""
+                    container.seek(key.seek, stream=stream)
+                yield from (_pictures if self._is_pictures else _frames)(container, stream, key, lost)
         except av.FFmpegError as error:
             lost.append(f"the file cannot be read any further: {_words(error)}")
-        yield from ((None, None, reason) for reason in lost)
+        yield from (_Item(None, reason=reason) for reason in lost)
+
+
+def _frames(
+    container: av.container.InputContainer, stream: av.VideoStream, key: _Key | None, lost: list[str]
+) -> Iterator[_Item]:
+    """The frames of a video; `lost` takes the packets that gave none, to be told in the order of time."""
+    # Time stamp of the damage: decoders fill in what is missing, so nothing from there on can be trusted until a key
+    # frame, while frames from before may still be in the decoder.
+    damage: int | None = None
+    converter = VideoReformatter()
+    for packet in media.packets(container, stream):
+        if packet.is_corrupt and damage is None:
+            damage = _stamp(packet)
+        try:
+            frames = packet.decode()
+        except av.FFmpegError as error:
+            damage = _stamp(packet) if damage is None else damage
+            lost.append(f"damaged: {_words(error)}")
+            continue
+        for frame in frames:
+            stamp = frame.pts or 0
+            if key and stamp < key.pts:
+                continue
+            if damage is not None and stamp >= damage:
+                yield from (_Item(None, reason=reason) for reason in lost)
+                lost.clear()
+            if damage is not None and frame.key_frame and stamp > damage:
+                damage = None
+            if frame.is_corrupt:
+                damage = stamp if damage is None else damage
+                yield _Item(None, reason="damaged: only a part of the frame could be decoded")
+            elif damage is not None and stamp >= damage:
+                yield _Item(None, reason="damaged: it builds on a frame that is damaged")
+            else:
+                yield _Item(_image(frame, converter), frame.time)
+
+
+def _pictures(
+    container: av.container.InputContainer, stream: av.VideoStream, key: _Key | None, lost: list[str]
+) -> Iterator[_Item]:
+    """The frames of a video of JPEG files (MJPEG), each with its own bytes, which a recording then keeps."""
+    for packet in media.packets(container, stream):
+        if not packet.size or (key and packet.pts is not None and packet.pts < key.pts):
+            continue
+        data, time_base = bytes(packet), packet.time_base
+        try:
+            image = decode(data)
+        except DAMAGE as error:
+            yield _Item(None, reason=f"damaged: {reason(error)}")
+        else:
+            time_s = None if packet.pts is None or time_base is None else float(packet.pts * time_base)
+            yield _Item(image, time_s, encoded=data)
+
+
+def _is_pictures(container: av.container.InputContainer, stream: av.VideoStream) -> bool:
+    """Whether each packet of a video is a whole, upright JPEG file of its size (half pictures are none)."""
+    if stream.codec_context.name != "mjpeg":
+        return False
+    try:
+        packet = next(media.packets(container, stream))
+        upright = all(frame.rotation == 0 for frame in packet.decode())
+        return upright and decode(bytes(packet)).shape[:2] == (stream.height, stream.width)
+    except (*DAMAGE, av.FFmpegError, StopIteration):
+        return False
 
 
 def _packets(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[tuple[int, int | None, bool]]:
@@ -192,9 +241,12 @@ def _stamp(packet: "av.Packet[av.VideoStream]", best: int | None = None) -> int:
 
 def _image(frame: av.VideoFrame, converter: VideoReformatter) -> NDArray[np.uint8]:
     # By itself PyAV makes a converter for each frame, and each of them a team of threads.
-    image = converter.reformat(frame, format="bgr24", threads=1).to_ndarray()
+    plane = converter.reformat(frame, format="bgr24", threads=1).planes[0]
+    # the picture itself; it is copied only where its lines are padded, or turned
+    lines = np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, plane.line_size)
+    image = lines[:, : 3 * plane.width].reshape(plane.height, plane.width, 3)
     quarters = round(frame.rotation / 90) % 4  # the display matrix turns counter-clockwise, as np.rot90 does
-    return np.asarray(np.ascontiguousarray(np.rot90(image, quarters)) if quarters else image, np.uint8)
+    return np.ascontiguousarray(np.rot90(image, quarters))
 
 
 def _duration_s(container: av.container.InputContainer, stream: av.VideoStream) -> float | None:

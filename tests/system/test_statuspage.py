@@ -12,6 +12,7 @@ import time
 import pytest
 
 from onboard import status, statuspage
+from onboard.boot import LEARNER_NICE
 from onboard.service import PAGE_NICE
 from tests.system.onboard_process import WAIT_S, child, until
 from tests.system.test_boot import Drone
@@ -142,8 +143,9 @@ def test_the_page_stands_back_and_may_be_asked_without_end(drone):
     drone.start()
     before = drone.until(lambda s: s["frame"] > 16)
     page = child(drone.process.pid, "onboard.statuspage")
-    assert os.getpriority(os.PRIO_PROCESS, page) == PAGE_NICE
-    assert os.getpriority(os.PRIO_PROCESS, child(drone.process.pid, "onboard.daemon")) == 0
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    for name, nice in ("onboard.statuspage", PAGE_NICE), ("onboard.worker", LEARNER_NICE), ("onboard.daemon", 0):
+        assert os.getpriority(os.PRIO_PROCESS, child(drone.process.pid, name)) == min(19, own + nice)
     end, asked = time.monotonic() + 5, [0] * 4
 
     def hammer(number):

@@ -115,6 +115,27 @@ def test_a_named_log_and_an_offset(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("offset", "problems"),
+    [
+        ("1699999990", []),
+        ("1699999900", ["o.ulg: this log ends 29 s before the first picture"]),
+        ("1700000100", ["o.ulg: this log begins 88 s after the last picture"]),
+    ],
+)
+def test_a_log_of_another_time_is_told(tmp_path, offset, problems):
+    """A wrong offset or another flight's log would else give a flight without positions, and nobody knew why.
+
+    Three pictures from 1,700,000,000.25 s on; the log's track is 80 s long and begins at -9 s of its own clock.
+    """
+    write_photos(tmp_path / "a", 3)
+    (tmp_path / "o.ulg").write_bytes(flightlogs.ulog())
+    source = open_source(f"{tmp_path / 'a'}?log={tmp_path / 'o.ulg'}&offset={offset}")
+    told = [line for line in source.problems if "this log" in line]
+    assert [line.partition(" and says")[0] for line in told] == problems
+    assert any(frame.pose.lat_deg is not None for frame in source.frames()) == (not problems)
+
+
+@pytest.mark.parametrize(
     ("query", "message"),
     [
         ("?log=nothing.ulg", "nothing.ulg: cannot be read"),

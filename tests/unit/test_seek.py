@@ -3,14 +3,17 @@
 import contextlib
 
 import av
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
 from models.errors import SourceError
+from onboard import foxglove
 from onboard.sim import SimSource
 from onboard.sources import open_source
 from onboard.sources.bags import BagSource
+from onboard.sources.pictures import decode
 from onboard.sources.recording import RecordingSource
 from onboard.sources.window import Window
 from tests import flightlogs
@@ -25,6 +28,7 @@ VIDEOS = {
     "a.ts": ("libx264", {"bf": "2"}),
     "a.avi": ("mpeg4", {}),
     "late.mov": ("libx264", {"bf": "0"}),
+    "pictures.avi": ("mjpeg", {}),
 }
 
 
@@ -32,7 +36,8 @@ def video(path, codec, options, names=()):
     with av.open(str(path), "w") as out:
         out.metadata.update(names)
         stream = out.add_stream(codec, rate=RATE, options={"g": str(GOP), **options})
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.width, stream.height = 64, 48
+        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
         rng = np.random.default_rng(0)
         picture = rng.integers(0, 256, (48, 400, 3), np.uint8)
         for number in range(FRAMES):
@@ -58,6 +63,30 @@ def test_a_part_of_a_video_is_that_part(tmp_path, name, start_s):
     assert first.t_ns <= late
     if name != "a.ts":  # its places are found by guessing, and where that fails all is decoded
         assert first.index >= start_s * RATE - 2 * GOP - RATE - 1, "decoded from the beginning"
+
+
+def test_a_video_of_jpeg_files_keeps_their_bytes(tmp_path):
+    """So a recording of it has the camera's own pictures; they are FFmpeg's, but for how it interpolates colours."""
+    path = video(tmp_path / "a.avi", *VIDEOS["pictures.avi"])
+    with av.open(str(path)) as container:
+        packets = [bytes(packet) for packet in container.demux(video=0) if packet.size]
+    with av.open(str(path)) as container:
+        pictures = [frame.to_ndarray(format="bgr24") for frame in container.decode(video=0)]
+    frames = list(open_source(str(path)).frames())
+    assert [frame.encoded for frame in frames] == packets
+    assert foxglove.camera(frames[3], exact=True)[0].data == packets[3]
+    assert foxglove.camera(frames[3], exact=True)[1] == "original"
+    for frame, picture in zip(frames, pictures, strict=True):
+        assert np.array_equal(frame.image, decode(frame.encoded))
+        light = [cv2.cvtColor(image, cv2.COLOR_BGR2GRAY).astype(int) for image in (frame.image, picture)]
+        assert np.abs(light[0] - light[1]).mean() < 2
+    data = bytearray(path.read_bytes())
+    torn = data.find(packets[5][:200])
+    data[torn : torn + 200] = bytes(200)
+    path.write_bytes(bytes(data))
+    source = open_source(str(path))
+    assert [frame.index for frame in source.frames()] == [n for n in range(FRAMES) if n != 5]
+    assert [skipped.name for skipped in source.skipped] == ["5"]
 
 
 def test_a_part_of_a_damaged_video_is_that_part(tmp_path):
