@@ -183,7 +183,7 @@ def test_it_installs_flies_and_leaves_nothing(packages, here, tmp_path, release,
     config = root / "etc/hadanet/onboard.toml"
     config.write_text(f'[camera]\nsource = "{SOURCE}"\n')
     checked = debian.run("onboard", "check", user="hadanet")
-    assert [line[:4] for line in checked.splitlines()] == ["ok  "] * 7, checked
+    assert [line[:4] for line in checked.splitlines()] == ["ok  "] * 8, checked
     config.write_text('[camera]\nsource = "v4l2:///dev/nothing"\n')
     assert "/dev/nothing" in debian.run("onboard", "check", user="hadanet", status=1)
 
