@@ -30,7 +30,7 @@ from onboard.inspect import inspect
 from onboard.labels import LabelLog
 from onboard.sim import SimSource
 from onboard.worker import initial_model
-from tests.system import writelog
+from tests.system import pictures, writelog
 from tests.system.ground_process import Ground
 from tests.system.machine import STATION, Machine, put_on_card, read_from_card
 from tests.system.onboard_process import call, until
@@ -412,7 +412,8 @@ def test_wrong_files_a_clock_without_battery_and_no_camera(built, key, tmp_path)
     config, keys = tmp_path / "hadanet.toml", tmp_path / "kestrel.toml"
     config.write_text(f'[board]\nssh_key = "{key[1]}"\n\n[camera]\nrows = 99\n')
     keys.write_text('name = "kestrel"\n')
-    put_on_card(tools, card, config, keys)
+    replayed = pictures.take(tmp_path / "flight", BUNDLED)
+    put_on_card(tools, card, config, keys, tmp_path / "flight")
     machine = Machine(tools, card, tmp_path / "machine", 1, key[0], clock="1970-01-01T00:00:00")
     try:
         until(
@@ -428,7 +429,7 @@ def test_wrong_files_a_clock_without_battery_and_no_camera(built, key, tmp_path)
         assert problems[1] == "flies with the configuration as shipped"
         assert problems[2].startswith("kestrel.toml: ")
         assert "hadanet.toml, line 5: " in machine.said()  # on the console, too
-        the_bundled_flight_is_the_same(machine, tmp_path)
+        a_flight_is_the_same(machine, tmp_path / "flight", replayed)
         machine.power_off()
     finally:
         machine.cut()
@@ -436,17 +437,20 @@ def test_wrong_files_a_clock_without_battery_and_no_camera(built, key, tmp_path)
     assert [line for line in said.splitlines() if line.startswith("- ")] == [f"- {problem}" for problem in problems]
 
 
-def the_bundled_flight_is_the_same(machine, folder):
-    """Replayed there, with the image's kernels, and here: the same model."""
-    code, _, err = call("replay", BUNDLED, "--report", folder / "here.json")
+def a_flight_is_the_same(machine, folder, replayed):
+    """Replayed there, with the image's kernels, and here: the same model from the same pictures; sim:// flies, too."""
+    code, _, err = call("replay", *replayed(folder), "--report", folder / "here.json")
     assert code == 0, err
     here = json.loads((folder / "here.json").read_text())
+    machine.run("cp", "--recursive", "/boot/firmware/flight", "/tmp/flight")
+    machine.run("chmod", "--recursive", "a+rX", "/tmp/flight")
     place = "/var/lib/hadanet/report.json"
     named = machine.run("cat", "/usr/lib/hadanet/kernels.env").split()
     command = ["runuser", "-u", "hadanet", "--", "env", *named, "NUMBA_CACHE_DIR=/var/cache/hadanet"]
-    machine.run(*command, "onboard", "replay", BUNDLED, "--report", place, timeout_s=BOOT_S)
-    there = json.loads(machine.run("cat", place))
-    compared = ("frames", "tiles", "labels_used", "base_hash", "model_hash")
-    assert {name: there[name] for name in compared} == {name: here[name] for name in compared}
-    assert there["mirror_hash"] == there["model_hash"] != there["base_hash"]
-    print(f"the bundled flight: model {there['model_hash'][:16]} there and here")
+    compared = ["frames", "tiles", "base_hash"]
+    for source, equal in (([BUNDLED], compared), (replayed("/tmp/flight"), [*compared, "labels_used", "model_hash"])):
+        machine.run(*command, "onboard", "replay", *source, "--report", place, timeout_s=BOOT_S)
+        there = json.loads(machine.run("cat", place))
+        assert {name: there[name] for name in equal} == {name: here[name] for name in equal}
+        assert there["mirror_hash"] == there["model_hash"] != there["base_hash"]
+    print(f"the same pictures: model {there['model_hash'][:16]} there and here")
