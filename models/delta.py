@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from models.errors import ArtifactError, DeltaError
 from models.model import MAX_CLASSES, Array, Model
-from models.rangecoder import Decoder, Encoder, bit_context, integer_contexts
+from models.rangecoder import Decoder, Encoder, bit_context, integer_contexts, warm_up
 
 FORMAT = 0xD1
 """First byte of a payload; another format gets another."""
@@ -40,6 +40,7 @@ def encode(old: Model, new: Model) -> bytes:
         raise DeltaError(
             f"a delta stays within one network, but '{old.spec.name}' and '{new.spec.name}' differ: send the model"
         )
+    warm_up()
     encoder = Encoder()
     _encode_classes(encoder, old.classes, new.classes)
     base = _base(old, new.classes)
@@ -63,6 +64,7 @@ def apply(old: Model, payload: bytes) -> Model:
     """
     if payload[:1] != bytes([FORMAT]):
         raise DeltaError(f"not a delta of format 0x{FORMAT:02x}: it starts with {payload[:1].hex() or 'nothing'}")
+    warm_up()
     decoder = Decoder(payload[1:])
     classes = _decode_classes(decoder, old.classes)
     base = _base(old, classes)

@@ -10,11 +10,13 @@ A decoder reads zeros behind the end of its payload, at most `LOOKAHEAD` of them
 bytes over, is damaged.
 """
 
+from functools import cache
+
 import numpy as np
 from numpy.typing import NDArray
 
 from models.errors import DeltaError
-from models.jit import kernel
+from models.jit import kernel, without_broken_cache
 
 Bytes = NDArray[np.uint8]
 Integers = NDArray[np.int64]
@@ -126,6 +128,24 @@ class Decoder:
     def _check(self, damaged: bool) -> None:
         if damaged:
             raise DeltaError(f"the payload of {len(self._data)} bytes is damaged or cut off: ask for it again")
+
+
+@cache
+def warm_up() -> None:
+    """Compile the kernels, or load them from the cache, once; a cache that a power cut damaged is left alone."""
+
+    def use() -> None:
+        encoder = Encoder()
+        encoder.uniform(1, 1)
+        encoder.bits(np.ones(1, np.uint8), bit_context())
+        encoder.integers(np.ones(1, np.int64), integer_contexts())
+        decoder = Decoder(encoder.finish())
+        decoder.uniform(1)
+        decoder.bits(1, bit_context())
+        decoder.integers(1, integer_contexts())
+        decoder.finish()
+
+    without_broken_cache(use)
 
 
 # Kernels. `state`, `out` and `counts` are written to; all of it is int64, so that no operation widens to float.

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from link.messages import Detections, Query, Status
+from models import rangecoder
 from models.engine import Engine, Features
 from models.model import Model
 from onboard import footprint, shrink
@@ -91,6 +92,7 @@ class Flight:
         self._engine = Engine(base, threads=config.model.threads)
         self._engine.warm_up()
         shrink.warm_up()
+        rangecoder.warm_up()  # else the first model that is learned would wait for a compiler, and frames with it
         self._tiles = np.zeros((rows * cols, base.spec.input_size, base.spec.input_size, 3), np.uint8)
         self._exposure = Exposure(base.spec.mean[::-1])
         self._turned = Turned(base)

@@ -31,7 +31,7 @@ PROGRAMS = ("board.py", "card.py")
 """Of deploy/image: what runs on the board."""
 KERNELS = OURS / "usr/lib/hadanet/kernels.env"
 """The processor that kernels are compiled for, as variables."""
-KERNELS_OF = ("kernels", "grid", "matching", "rangecoder")
+KERNELS_OF = ("convolution", "matching", "packing", "rangecoder", "shrink", "sums", "threads", "whole")
 """Modules whose kernels a flight uses."""
 INITRAMFS = "usr/share/initramfs-tools"
 CARD = ROOT / "deploy/image/hadanet.toml"

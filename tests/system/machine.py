@@ -4,6 +4,7 @@ which there is this machine's ground station and nothing else.
 
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -27,8 +28,8 @@ def fat(tools, image):
 
 
 def put_on_card(tools, image, *paths):
-    """What a person does at a laptop: copy files onto the FAT partition."""
-    tools.run("usr/bin/mtools", "-c", "mcopy", "-o", "-i", fat(tools, image), *paths, "::/")
+    """What a person does at a laptop: copy files and folders onto the FAT partition."""
+    tools.run("usr/bin/mtools", "-c", "mcopy", "-s", "-o", "-i", fat(tools, image), *paths, "::/")
 
 
 def read_from_card(tools, image, name):
@@ -97,7 +98,7 @@ class Machine:
         known = ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR"]
         done = subprocess.run(
             [*self._tools.command("usr/bin/ssh"), "-F", "none", "-i", self._key, "-p", str(self.ssh_port), *known,
-             "-o", "ConnectTimeout=20", "root@127.0.0.1", *map(str, command)],
+             "-o", "ConnectTimeout=20", "root@127.0.0.1", shlex.join(map(str, command))],
             capture_output=True, text=True, timeout=timeout_s, stdin=subprocess.DEVNULL,
         )  # fmt: skip
         assert status is None or done.returncode == status, f"{command}: {done.returncode}: {done.stdout}{done.stderr}"

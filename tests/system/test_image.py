@@ -10,6 +10,7 @@ import ctypes
 import json
 import os
 import random
+import re
 import signal
 import sqlite3
 import subprocess
@@ -29,7 +30,7 @@ from onboard.inspect import inspect
 from onboard.labels import LabelLog
 from onboard.sim import SimSource
 from onboard.worker import initial_model
-from tests.system import writelog
+from tests.system import pictures, writelog
 from tests.system.ground_process import Ground
 from tests.system.machine import STATION, Machine, put_on_card, read_from_card
 from tests.system.onboard_process import call, until
@@ -43,6 +44,8 @@ BUNDLED = "sim://?seed=3&frames=8&width=320&height=240"
 FLIGHT_S = float(os.environ.get("FLIGHT_S", "150"))
 """How long it flies after the first thing it learned, before the power goes."""
 BOOT_S = 900
+KEPT_S = 20.0
+"""A model that flies is on the card after so long, even under emulation; what it says there is then held to."""
 POINTS = int(os.environ.get("POWER_CUTS", "20"))
 STARTS = int(os.environ.get("STARTS", "3"))
 """So many of the points are also started again, under emulation."""
@@ -143,7 +146,7 @@ class Flight:
         disk.sparse_copy(self.card, self.before)
         self.bare = folder / "bare.img"
         without_root(self.tools, self.before, self.bare)
-        self.labels, self.acknowledged, self.models = {}, [], []
+        self.labels, self.acknowledged, self.models, self.kept = {}, [], [], []
         self._stop = threading.Event()
         self.failure = None
         port = self.ground.bind.rsplit(":", 1)[1]
@@ -174,8 +177,12 @@ class Flight:
         if not before:
             for question in self.ground.get("/api/queries?drone=kestrel")["queries"][:6]:
                 self._label(question)
+        now = time.monotonic()
         if state["mirror_equal"] and (not self.models or self.models[-1][1] != state["mirror_hash"]):
-            self.models.append((self.log.stat().st_size, state["mirror_hash"]))
+            self.models.append((now, state["mirror_hash"]))
+        held = [model for since, model in self.models if now - since > KEPT_S]
+        if held and (not self.kept or self.kept[-1][1] != held[-1]):
+            self.kept.append((self.log.stat().st_size, held[-1]))
 
     def _label(self, question):
         place = (int(question["frame_name"]), "")
@@ -282,6 +289,7 @@ def test_it_learns_from_labels_and_the_mirror_is_equal(flight):
     time.sleep(FLIGHT_S)  # more labels, more models, more of a recording
     assert flight.failure is None, flight.failure
     assert len(flight.models) > 1
+    print(f"{len(flight.labels)} labels given, {len(flight.models)} models seen equal at the station")
 
 
 def test_the_power_is_cut_at_many_points(flight, built, key, tmp_path):
@@ -295,31 +303,39 @@ def test_the_power_is_cut_at_many_points(flight, built, key, tmp_path):
         assert start + write.count * sector <= root.start or start >= root.start + root.size
     classes = flight.sim.classes
     base = initial_model("", classes)
-    known = {base.hash, *(row for (row,) in results(flight.ground.data))}
+    flown = [base.hash, *results(flight.ground.data)]
     began = next(n for n, write in enumerate(writes) if write.end >= flight.acknowledged[0][0])
-    cuts = [*sorted(random.Random(7).sample(range(began, len(writes)), POINTS - 1)), len(writes)]
-    first = sorted(random.Random(8).sample(range(began), 5))  # while it started for the first time
+    loose = writelog.unflushed(writes)  # only cuts that lose something tell anything, and half shall lose much
+    much, some = ([n for n in range(began, len(writes)) if loose[n] >= least] for least in (2, 1))
+    cuts = {*random.Random(7).sample(much, POINTS // 2), len(writes)}
+    cuts |= set(random.Random(8).sample(sorted({*some} - cuts), POINTS - len(cuts)))
+    first = random.Random(9).sample([n for n in range(began) if loose[n]], 5)  # while it started for the first time
+    points = sorted({*first, *cuts})
+    started = points[:: max(1, len(points) // max(1, STARTS))][:STARTS]
     rows = []
-    for number, cut in enumerate(first + cuts):
+    for number, cut in enumerate(points):
         card = tmp_path / "card.img"
-        again = cut in cuts[:: max(1, len(cuts) // max(1, STARTS))][:STARTS]
+        again = cut in started
         disk.sparse_copy(flight.before if again else flight.bare, card)
         lost, late = writelog.replay(flight.log, card, cut, cut)
         state = check_data(tools, card, tmp_path / f"{cut}")
-        want = max((ids for at, ids in flight.acknowledged if at <= writes[cut - 1].end), key=len, default=set())
-        row = check_state(state, base, known, want)
+        end = writes[cut - 1].end
+        want = max((ids for at, ids in flight.acknowledged if at <= end), key=len, default=set())
+        least = max((flown.index(model) for at, model in flight.kept if at <= end), default=0)
+        row, model = check_state(state, base, flown, want, least)
         print(f"cut after {cut} of {len(writes)} writes, {late} not flushed, {lost} lost: {row}")
-        rows.append((cut, want))
+        rows.append((want, least))
         if again:
-            start_again(tools, card, tmp_path / f"start-{number}", key, known, want)
-    assert any(want for _, want in rows)
+            start_again(tools, card, tmp_path / f"start-{number}", key, model, want)
+    assert any(want for want, _ in rows)
+    assert any(least for _, least in rows)
     assert len(rows) == POINTS + 5
 
 
 def results(data):
-    """Hashes of all models that the drone has streamed."""
+    """Hashes of all models that the drone has streamed, in order."""
     with contextlib.closing(sqlite3.connect(f"file:{data}/station.db?mode=ro", uri=True)) as db:
-        return [(row.hex(),) for (row,) in db.execute("SELECT result FROM deltas")]
+        return [row.hex() for (row,) in db.execute("SELECT result FROM deltas ORDER BY n")]
 
 
 def waiting(state):
@@ -331,11 +347,16 @@ def waiting(state):
     return {message.result.hex() for message in messages if isinstance(message, Delta)}
 
 
-def check_state(state, base, known, want):
-    """What lies in the state folder: every label that was acknowledged, and a model that flew."""
+def check_state(state, base, flown, want, least):
+    """What lies in the state folder: every label that was acknowledged, and a model that flew.
+
+    flown: hashes of the models in order; the model must not be older than number `least` of them. Returns what is
+    there in words, and the model's hash.
+    """
     if not (state / "labels.sqlite").exists():
         assert not want
-        return "no flight yet"
+        assert not least
+        return "no flight yet", base.hash
     log = LabelLog(state / "labels.sqlite")
     try:
         assert log._store.moved_aside is None
@@ -345,21 +366,23 @@ def check_state(state, base, known, want):
     assert want <= found, f"lost: {want - found}"
     desk = Desk(state, base, 4, Nowhere())
     try:
-        assert desk.model.hash in known | waiting(state)
-        learned = desk.model.hash != base.hash
+        model = desk.model.hash
+        assert desk.model_problem == ""
     finally:
         desk.close()
+    assert model in flown[least:] or model in waiting(state), f"{model}: older than {flown[least]}, or never flew"
     recordings = sorted((state / "recordings").glob("*.mcap"))
     frames = 0
     for path in recordings:
         if path.stat().st_size:
-            frames += inspect(str(path))[0].frames
-    model = "learned" if learned else "base"
-    return f"{len(want)} labels acknowledged, {len(found)} there, {model} model, {frames} frames"
+            frames += pictures.count if (pictures := inspect(str(path))[0].frames) else 0
+    number = f"number {flown.index(model)} of {len(flown) - 1}" if model in flown else "on its way to the station"
+    labels = f"{len(want)} labels acknowledged, {len(found)} there"
+    return f"{labels}, model {number} ({least} wanted), {frames} frames", model
 
 
-def start_again(tools, card, folder, key, known, want):
-    """The machine starts from what the cut left, without a station."""
+def start_again(tools, card, folder, key, model, want):
+    """The machine starts from what the cut left, without a station, and flies with that model."""
     machine = Machine(tools, card, folder, 1, key[0])
     try:
 
@@ -372,7 +395,8 @@ def start_again(tools, card, folder, key, known, want):
             return status if here and status["frame"] >= 0 else None
 
         status = until(flies, lambda: machine.said()[-2000:], BOOT_S)
-        assert status["model_hash"] in known
+        said = machine.run("journalctl", "--unit=hadanet-onboard", "--output=cat")
+        assert re.findall(r"ready: model (\w+)", said)[0] == model[:16]
         assert status["labels"] >= len(want)
         assert machine.run("systemctl", "--failed", "--plain", "--no-legend") == ""
         print(f"started again after {time.monotonic() - machine.started:.0f} s: {status['labels']} labels")
@@ -388,7 +412,8 @@ def test_wrong_files_a_clock_without_battery_and_no_camera(built, key, tmp_path)
     config, keys = tmp_path / "hadanet.toml", tmp_path / "kestrel.toml"
     config.write_text(f'[board]\nssh_key = "{key[1]}"\n\n[camera]\nrows = 99\n')
     keys.write_text('name = "kestrel"\n')
-    put_on_card(tools, card, config, keys)
+    replayed = pictures.take(tmp_path / "flight", BUNDLED)
+    put_on_card(tools, card, config, keys, tmp_path / "flight")
     machine = Machine(tools, card, tmp_path / "machine", 1, key[0], clock="1970-01-01T00:00:00")
     try:
         until(
@@ -404,7 +429,7 @@ def test_wrong_files_a_clock_without_battery_and_no_camera(built, key, tmp_path)
         assert problems[1] == "flies with the configuration as shipped"
         assert problems[2].startswith("kestrel.toml: ")
         assert "hadanet.toml, line 5: " in machine.said()  # on the console, too
-        the_bundled_flight_is_the_same(machine, tmp_path)
+        a_flight_is_the_same(machine, tmp_path / "flight", replayed)
         machine.power_off()
     finally:
         machine.cut()
@@ -412,17 +437,20 @@ def test_wrong_files_a_clock_without_battery_and_no_camera(built, key, tmp_path)
     assert [line for line in said.splitlines() if line.startswith("- ")] == [f"- {problem}" for problem in problems]
 
 
-def the_bundled_flight_is_the_same(machine, folder):
-    """Replayed there, with the image's kernels, and here: the same model."""
-    code, _, err = call("replay", BUNDLED, "--report", folder / "here.json")
+def a_flight_is_the_same(machine, folder, replayed):
+    """Replayed there, with the image's kernels, and here: the same model from the same pictures; sim:// flies, too."""
+    code, _, err = call("replay", *replayed(folder), "--report", folder / "here.json")
     assert code == 0, err
     here = json.loads((folder / "here.json").read_text())
+    machine.run("cp", "--recursive", "/boot/firmware/flight", "/tmp/flight")
+    machine.run("chmod", "--recursive", "a+rX", "/tmp/flight")
     place = "/var/lib/hadanet/report.json"
     named = machine.run("cat", "/usr/lib/hadanet/kernels.env").split()
     command = ["runuser", "-u", "hadanet", "--", "env", *named, "NUMBA_CACHE_DIR=/var/cache/hadanet"]
-    machine.run(*command, "onboard", "replay", BUNDLED, "--report", place, timeout_s=BOOT_S)
-    there = json.loads(machine.run("cat", place))
-    compared = ("frames", "tiles", "labels_used", "base_hash", "model_hash")
-    assert {name: there[name] for name in compared} == {name: here[name] for name in compared}
-    assert there["mirror_hash"] == there["model_hash"] != there["base_hash"]
-    print(f"the bundled flight: model {there['model_hash'][:16]} there and here")
+    compared = ["frames", "tiles", "base_hash"]
+    for source, equal in (([BUNDLED], compared), (replayed("/tmp/flight"), [*compared, "labels_used", "model_hash"])):
+        machine.run(*command, "onboard", "replay", *source, "--report", place, timeout_s=BOOT_S)
+        there = json.loads(machine.run("cat", place))
+        assert {name: there[name] for name in equal} == {name: here[name] for name in equal}
+        assert there["mirror_hash"] == there["model_hash"] != there["base_hash"]
+    print(f"the same pictures: model {there['model_hash'][:16]} there and here")

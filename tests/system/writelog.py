@@ -46,6 +46,15 @@ def read(path: Path) -> tuple[int, list[Write]]:
     return sector, writes
 
 
+def unflushed(writes: list[Write]) -> list[int]:
+    """How many writes a card may lose in a cut behind the first n entries, for n from 0 to all."""
+    counts = [0]
+    for write in writes:
+        loose = write.count > 0 and not write.flags & (FUA | DISCARD)
+        counts.append(0 if write.flags & FLUSH else counts[-1] + loose)
+    return counts
+
+
 def lost(writes: list[Write], cut: int, seed: int) -> tuple[set[int], int]:
     """Of the first `cut` entries: numbers of those that the card lost, and how many sectors of the last one it has."""
     flushed = max((n for n in range(cut) if writes[n].flags & FLUSH), default=-1)

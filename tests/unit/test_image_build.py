@@ -151,3 +151,10 @@ def test_units_of_the_image_start_what_is_there():
     named = (units / "hadanet-onboard.service.d/image.conf").read_text()
     assert "EnvironmentFile=/usr/lib/hadanet/kernels.env\n" in named
     assert {path.name for path in (ROOT / "deploy/image").iterdir()} >= set(debian.PROGRAMS)
+
+
+def test_all_kernels_of_a_flight_are_asked_for():
+    """The build looks for compiled kernels of each of these modules, and they are called so still."""
+    files = [*(ROOT / "models").rglob("*.py"), *(ROOT / "onboard").rglob("*.py")]
+    with_kernels = {path.stem for path in files if "\n@kernel(" in path.read_text() and path.parent.name != "paper"}
+    assert with_kernels == set(debian.KERNELS_OF)

@@ -91,3 +91,8 @@ def test_a_forced_write_is_there_and_the_last_one_is_torn(log, tmp_path):
 def test_a_cut_is_the_same_again(log, tmp_path):
     assert len(cards(log, tmp_path, 8, 1)) == 1
     assert writelog.lost(writelog.read(log)[1], 8, 5) == writelog.lost(writelog.read(log)[1], 8, 5)
+
+
+def test_cuts_that_lose_nothing_are_known(log):
+    """a b, flush, c, a discard, d at once on the card, e f."""
+    assert writelog.unflushed(writelog.read(log)[1]) == [0, 1, 2, 0, 1, 1, 1, 2, 3]
