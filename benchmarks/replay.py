@@ -26,7 +26,8 @@ VIDEO_BITS = 12_000_000
 """Bits a second, H.264: what a drone's camera writes at this size is 10 to 20 million."""
 LABEL_RATE = 0.003
 """Share of the video's tiles that the operator labels: four a second, as fast as a person can."""
-SAMPLE_S = 0.1
+SAMPLE_S = 1.0
+"""To count its memory stops a process for some milliseconds."""
 
 
 def sources() -> list[str]:
@@ -110,7 +111,8 @@ def _row(source: str, options: list[str], progress: Callable[[str], None]) -> di
         with subprocess.Popen(command, stdout=subprocess.DEVNULL) as child:
             while child.poll() is None:
                 peak = max(peak, sum(map(_own_bytes, _family(child.pid))))
-                time.sleep(SAMPLE_S)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(SAMPLE_S)
         wall_s = time.monotonic() - started
         if child.returncode:
             raise SystemExit(f"benchmarks: {' '.join(command)} failed")
