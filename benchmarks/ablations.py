@@ -77,7 +77,7 @@ def variants(delay: int) -> dict[str, Conditions]:
         "without even light": how(even_light=False),
         "without turned tiles": how(turned=False),
         "without the same ground": learning(propagate=0.0),
-        "without pseudo-labels": learning(pseudo=0.0),
+        "with pseudo-labels": learning(pseudo=0.6),
         "without gate": how(learner=Ungated),
         "newest 64 labels": learning(memory=64),
         "likeness to the last frames": how(learner=Likened),

@@ -60,7 +60,7 @@ class Learning(_Section, frozen=True, kw_only=True):
     reach_frames: Annotated[int, Meta(ge=0, le=64)] = 6
     memory: Annotated[int, Meta(ge=16, le=768)] = 256
     judges: Annotated[int, Meta(ge=0, le=256)] = 32
-    pseudo: Annotated[float, Meta(ge=0, le=10)] = 0.6
+    pseudo: Annotated[float, Meta(ge=0, le=10)] = 0.0
     cpu_share: Annotated[float, Meta(ge=0.01, le=1)] = 0.1
 
 

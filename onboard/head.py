@@ -73,14 +73,15 @@ def balanced(
     """The right side of `fit_head`: classes that are there (p,), their bias (p,), the roots of the balanced weights
     (n, 1), and the targets less the bias, times those roots (n, p).
 
-    A sample that is `denied` has the target -1 for its class, and for the others what is likely on the whole; its
-    weight is divided by the mean of the classes' sums.
+    A sample that is `denied` has the target -1 for its class, and for the others what is likely on the whole, for it
+    may be of any of them: then all classes are there. Its weight is divided by the mean of the classes' sums.
     """
     denied = np.zeros(len(classes), np.bool_) if denied is None else denied
     known = ~denied
-    present = np.unique(classes[known])
+    named = np.unique(classes[known])
+    present = np.arange(count) if denied.any() else named
     total = np.bincount(classes[known], weights[known], count)
-    w = weights / np.where(known, total[classes], total[present].mean())
+    w = weights / np.where(known, total[classes], total[named].mean() if len(named) else weights.sum())
     w /= w.mean()
     own = classes[:, None] == present
     others = np.maximum(1, (~own).sum(axis=1, keepdims=True))

@@ -2,9 +2,9 @@
 
 Whenever labels arrived the head is solved anew from all that is remembered, so that a label that is taken back is
 really gone and the same labels give the same head. A label counts for its tile, for the tile turned by quarters, and
-for the tiles of other frames that show the same ground. Then the surest tiles of the last frames count as well, for the
-class that they seem to be (pseudo-labels). The newest labels judge what came of it, each by what a head would say that
-was fitted without it: every label is learned from, and none judges itself.
+for the tiles of other frames that show the same ground. Where it is asked for, the surest tiles of the last frames
+count as well, for the class that they seem to be (pseudo-labels). The newest labels judge what came of it, each by what
+a head would say that was fitted without it: every label is learned from, and none judges itself.
 """
 
 from typing import Literal
@@ -226,7 +226,7 @@ class Learner:
         lessons = self._memory.chosen()
         honest: dict[int, str] = {}
         try:
-            if len({lesson.answer for lesson in lessons if not lesson.wrong}) < 2:
+            if len({lesson.answer for lesson in lessons}) < 2 and not any(lesson.wrong for lesson in lessons):
                 candidate, why = self._base, ""  # nothing to tell apart, not yet or, after an undo, no longer
             else:
                 recent = np.concatenate(self._last_values())
@@ -249,7 +249,7 @@ class Learner:
 
         recent: rows (m, F) of the tiles of the last frames.
 
-        First from the labels alone; then with pseudo-labels, unless the judges lose more by them than they gain.
+        First from the labels alone; then with pseudo-labels, where there are any and the judges do not lose by them.
         """
         classes = self._classes()
         lessons = sorted(lessons, key=lambda lesson: lesson.wrong)  # judges come first, and must be sure themselves

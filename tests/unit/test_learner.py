@@ -328,9 +328,31 @@ def test_a_tile_that_is_denied_a_class_looks_less_like_it(base):
         assert take(learner, scene.undo(denied)).model.hash == before.hash
 
 
-def test_denials_alone_teach_nothing_and_judge_nobody(base):
+def test_an_operator_who_only_says_right_or_wrong_teaches(base):
+    """From a head that says the same of all: what is denied is looked for in the other classes, until one is right."""
+    for seed in range(4):
+        scene, learner = Scene(seed=seed), learner_of(base)
+        for i in range(45):
+            given = scene.label(i % 3)
+            row = learner._packing.values(given.bits, given.scales)
+            guess = CLASSES[int(head_logits(learner.model, row).argmax())]
+            take(learner, msgspec.structs.replace(given, answer=guess, wrong=guess != given.answer))
+        print(f"right or wrong only, 45 answers: {accuracy(learner.model, scene):.2f} right")
+        assert accuracy(learner.model, scene) > 0.8
+
+
+def test_denials_alone_look_elsewhere_and_an_undo_takes_them_back(base):
+    """A flight without the class that an untaught head says of all."""
+    scene, learner = Scene(), learner_of(base)
+    denied = [msgspec.structs.replace(scene.label(1 + i % 2, CLASSES[0]), wrong=True) for i in range(9)]
+    model = take(learner, *denied).model
+    rows = np.concatenate([learner._packing.values(given.bits, given.scales) for given in denied])
+    assert 0 not in head_logits(model, rows).argmax(axis=1)
+    assert take(learner, *[scene.undo(given) for given in denied]).model.hash == base.hash
+
+
+def test_denials_judge_nobody(base):
     scene, learner = Scene(), learner_of(base, judges=8)
-    assert take(learner, *[msgspec.structs.replace(scene.label(i % 3), wrong=True) for i in range(9)]) is None
     take(learner, *scene.some_labels(9))
     update = take(learner, *[msgspec.structs.replace(scene.label(i % 3, CLASSES[i % 2]), wrong=True) for i in range(9)])
     assert update is not None
