@@ -24,10 +24,12 @@ from onboard.config import Asking, Config, ModelChoice
 from onboard.report import Report
 
 SEEDS = 5
+MORE_SEEDS = {"caliterra": 20}
+"""Where `frozen` depends on luck, fewer tell nothing."""
 SHARE = 0.03
 WATCH_S = 0.2
 BLOCKS = 6
-T_95 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
+T_95 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26, 19: 2.09}
 """Student's t for a two-sided 95% interval, by degrees of freedom."""
 
 
@@ -54,7 +56,7 @@ def rows(quick: bool, progress: Callable[[str], None]) -> list[dict[str, object]
         for stream in found:
             seen = record(stream)
             scores: dict[str, list[float]] = {}
-            for seed in range(1 if quick else SEEDS):
+            for seed in range(1 if quick else MORE_SEEDS.get(stream.name, SEEDS)):
                 progress(f"{stream.name}, seed {seed}")
                 with watched() as most:
                     report = fly_replay(stream, seed)
