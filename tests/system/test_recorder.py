@@ -214,6 +214,12 @@ def power_cuts(data, synced, rng):
     yield data[:synced] + bytes(min(BLOCK, left)) + data[synced + BLOCK :]  # and in another order
 
 
+def segment(path):
+    """The number of a flight's file: NAME_boot0.mcap, NAME_boot0_1.mcap, ... NAME_boot0_10.mcap."""
+    number = path.stem.rpartition("_")[2]
+    return int(number) if number.isdigit() else 0
+
+
 def test_power_cuts_while_recording_cost_two_seconds_at_most(tmp_path):
     """Kills are the mildest of them. The issue's 200 cuts: `POWER_CUTS=200 pytest tests/system/test_recorder.py`."""
     arguments = [sys.executable, "-c", FLIGHTS, str(tmp_path / "flights"), str(POWER_CUTS), "7"]
@@ -229,7 +235,7 @@ def test_power_cuts_while_recording_cost_two_seconds_at_most(tmp_path):
         handed = [int(line) for line in (folder / "handed").read_text().split()]
         killed = int((folder / "killed").read_text())
         synced = dict(line.rsplit(" ", 1) for line in (folder / "synced").read_text().splitlines())
-        files = sorted(folder.glob("*.mcap"))
+        files = sorted(folder.glob("*.mcap"), key=segment)
         assert {str(path) for path in files} >= set(synced)
         if not files:
             assert not handed
