@@ -148,3 +148,38 @@ def test_without_any_folder_kernels_are_compiled_each_time(tmp_path):
     )
     assert (done.returncode, done.stdout) == (0, "None 42\n"), done.stderr
     assert not list(tmp_path.rglob("*.nbi"))
+
+
+DELTA = """
+import logging, sys
+import numpy as np
+logging.basicConfig(stream=sys.stderr)
+from models import artifact, delta, rangecoder
+from models.jit import FOLDER, _cached
+rangecoder.warm_up()
+ours = [d for d in _cached if d.py_func.__module__ == rangecoder.__name__]
+before = [len(d.signatures) for d in ours]
+old = artifact.load(artifact.DEFAULT)
+new = old.with_tensors({name: array + 1 for name, array in old.tensors.items() if name.startswith("head.")})
+assert delta.apply(old, delta.encode(old, new)).hash == new.hash
+assert min(before) > 0 and before == [len(d.signatures) for d in ours], before
+print(FOLDER)
+"""
+
+
+def test_a_delta_compiles_nothing_in_flight_and_a_damaged_cache_does_not_stop_it(tmp_path):
+    def delta():
+        done = subprocess.run(
+            [sys.executable, "-c", DELTA],
+            env={**os.environ, "PYTHONPATH": str(ROOT), "NUMBA_CACHE_DIR": str(tmp_path)},
+            capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stderr
+
+    assert "without the cache" not in delta()
+    stored = [path for path in tmp_path.rglob("*") if path.is_file() and "rangecoder" in str(path)]
+    assert stored, "nothing was cached"
+    for path in stored:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])  # as a power cut leaves them
+    assert "compiling without the cache" in delta()
