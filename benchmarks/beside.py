@@ -5,10 +5,11 @@ rests in those between, so that both sides see the same machine. Answers come al
 it has to catch up with.
 """
 
+import contextlib
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -36,15 +37,21 @@ DELAY = 20
 NEW = 100
 
 
+def learners() -> Iterator[Path]:
+    """The folders in /proc of the learner's processes that this one started."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, IndexError):  # it ended meanwhile
+            parent = (folder / "stat").read_text().rpartition(") ")[2].split()[1]
+            if int(parent) == os.getpid() and b"onboard.worker" in (folder / "cmdline").read_bytes():
+                yield folder
+
+
 def learner_cpu_s() -> float:
     """Seconds of a processor that a learner's process of ours has had."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
+    for folder in learners():
+        with contextlib.suppress(OSError, IndexError):
             fields = (folder / "stat").read_text().rpartition(") ")[2].split()
-            if int(fields[1]) == os.getpid() and b"onboard.worker" in (folder / "cmdline").read_bytes():
-                return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-        except (OSError, IndexError):
-            continue  # it ended meanwhile
+            return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     return 0.0
 
 

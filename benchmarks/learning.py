@@ -6,11 +6,10 @@ over each other variant with a paired 95% interval. tick_ms: the median tick tha
 process; learner_bytes: the most that the learner's process held, libraries and all.
 """
 
-import os
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -105,14 +104,10 @@ def watched() -> Iterator[list[int]]:
 
     def watch() -> None:
         while not ended.wait(WATCH_S):
-            for folder in Path("/proc").glob("[0-9]*"):
-                try:
-                    if b"onboard.worker" in (folder / "cmdline").read_bytes():
-                        fields = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines())
-                        if int(fields["PPid"]) == os.getpid():
-                            most[0] = max(most[0], int(fields["VmHWM"].split()[0]) * 1024)
-                except (OSError, KeyError):
-                    pass  # it ended meanwhile
+            for folder in beside.learners():
+                with suppress(OSError, KeyError):  # it ended meanwhile
+                    fields = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines())
+                    most[0] = max(most[0], int(fields["VmHWM"].split()[0]) * 1024)
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
