@@ -105,13 +105,13 @@ def table(network: str, rows: list[str], schedule: Schedule, out: Path) -> list[
     """
     entries, recipe = chosen(network, rows), scheduled(read(ZOO / f"{network}.toml")[0], schedule)
     data = datasets.load(recipe.dataset, recipe.network.input_size)
-    folder = out / "runs"
-    folder.mkdir(parents=True, exist_ok=True)
     done: list[Row] = []
     for entry in entries:
         own = msgspec.structs.replace(recipe, network=recipe.network.with_betas(entry.beta_w, entry.beta_a))
-        seeds = [_run(msgspec.structs.replace(own, seed=seed), data, folder) for seed in range(schedule.seeds)]
-        best, last = ([100 * run[key] for run in seeds] for key in ("best_test_accuracy", "last_test_accuracy"))
+        seeds = [
+            train_once(msgspec.structs.replace(own, seed=seed), data, out / "runs") for seed in range(schedule.seeds)
+        ]
+        best, last, packed = ([100 * run[f"{key}test_accuracy"] for run in seeds] for key in ("best_", "last_", ""))
         done.append(
             {
                 "network": network,
@@ -120,6 +120,7 @@ def table(network: str, rows: list[str], schedule: Schedule, out: Path) -> list[
                 "paper": entry.paper,
                 "best_epoch": statistics.mean(best),
                 "last_epoch": statistics.mean(last),
+                "packed": statistics.mean(packed) if schedule.layout == "channel" else None,
                 "spread": statistics.stdev(last) if len(last) > 1 else None,
                 "seeds": len(seeds),
                 "epochs": own.epochs,
@@ -129,8 +130,12 @@ def table(network: str, rows: list[str], schedule: Schedule, out: Path) -> list[
     return done
 
 
-def _run(recipe: Recipe, data: datasets.Dataset, folder: Path) -> trainer.Scores:
-    """One training, kept in a file by all that decides its result, and on the way as a checkpoint."""
+def train_once(recipe: Recipe, data: datasets.Dataset, folder: Path) -> trainer.Scores:
+    """One training, kept in a file by all that decides its result, and on the way as a checkpoint.
+
+    `test_accuracy` is of the packed network, where it flies; the epochs' are of the net with float scales.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
     about = {
         "recipe": msgspec.json.encode(recipe).decode(),
         "data": data.sha256,
@@ -145,7 +150,7 @@ def _run(recipe: Recipe, data: datasets.Dataset, folder: Path) -> trainer.Scores
             return trainer.Scores(found["scores"])
     run, kept = trainer.Run(recipe, data), checkpoint.path_of(done)
     seconds = trainer.complete(run, kept, about, resume=True)
-    scores = {**run.scores(), "train_seconds": round(seconds, 1)}
+    _, scores = trainer.result(run, seconds)
     done.write_bytes(msgspec.json.encode({**about, "scores": scores, "history": run.history}))
     kept.unlink(missing_ok=True)
     return scores

@@ -2,16 +2,20 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import track
 
 from models.artifact import ZOO
+from models.binarize import Layout
 from models.errors import HadanetError
 from models.network import NetworkSpec
 from models.paper import angles, report, sizes
 from models.paper.report import Row
+
+if TYPE_CHECKING:
+    from models.paper.accuracy import Schedule
 
 SQUARES = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
 ZOO_CLASSES = {"lenet": 10, "nin": 10, "alexnet-cifar": 10, "resnet20": 10, "resnet18": 1000, "alexnet": 1000}
@@ -31,14 +35,15 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
         one.set_defaults(run=run)
         if name == "fig5":
             one.add_argument("--most", type=int, default=SQUARES[-1], help="largest side of the matrices (8192)")
+        if name in ("table2", "table3", "betas"):
+            one.add_argument("--epochs", type=int, help="a shorter or longer schedule than the recipe's")
+            one.add_argument("--seeds", type=int, default=1, help="runs of each row, with seeds 0, 1, ... (1)")
+            one.add_argument("--data", help="another data set: a folder with train/ and val/, or an .npz file")
         if name in ("table2", "table3"):
             networks = ("lenet", "nin", "alexnet-cifar") if name == "table2" else ("resnet18", "alexnet")
             one.add_argument("--network", choices=networks, default=networks[0], help=f"({networks[0]})")
             one.add_argument("--rows", nargs="+", default=[], metavar="ROW", help="some rows, as HadaNet(16,2); all")
-            one.add_argument("--epochs", type=int, help="a shorter or longer schedule than the paper's")
-            one.add_argument("--seeds", type=int, default=1, help="runs of each row, with seeds 0, 1, ... (1)")
             one.add_argument("--layout", choices=("channel", "row"), default="channel", help="(channel, which flies)")
-            one.add_argument("--data", help="another data set: a folder with train/ and val/, or an .npz file")
 
 
 def _table1(args: argparse.Namespace) -> int:
@@ -151,9 +156,9 @@ def _fig5(args: argparse.Namespace) -> int:
     return 0
 
 
-def _accuracies(args: argparse.Namespace) -> int:
+def _schedule(args: argparse.Namespace, layout: Layout) -> "Schedule":
     try:
-        from models.paper import accuracy
+        from models.paper.accuracy import Schedule
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
@@ -161,11 +166,20 @@ def _accuracies(args: argparse.Namespace) -> int:
     for name, least in (("epochs", 1), ("seeds", 1)):
         if getattr(args, name) is not None and getattr(args, name) < least:
             raise HadanetError(f"--{name} {getattr(args, name)}: at least {least}")
+    return Schedule(args.epochs, args.seeds, layout, args.data and str(Path(args.data).resolve()))
+
+
+def _accuracies(args: argparse.Namespace) -> int:
     if args.name == "table3" and not args.data:
         raise HadanetError("table 3 needs ImageNet, or a folder like it: name it with --data FOLDER (train/ and val/)")
-    schedule = accuracy.Schedule(args.epochs, args.seeds, args.layout, args.data and str(Path(args.data).resolve()))
+    schedule = _schedule(args, args.layout)
+    from models.paper import accuracy
+
     rows = accuracy.table(args.network, args.rows, schedule, args.out)
-    note = "percent of the test images; best_epoch chosen on them, as the paper seems to; spread: deviation over seeds"
+    note = (
+        "percent of the test images; best_epoch chosen on them, as the paper seems to; packed: as it flies, with 8-bit "
+        "scales and ends; spread: deviation over seeds"
+    )
     report.show(f"Table {args.name[-1]}: {args.network}", rows, note)
 
     def draw(axes: Any) -> None:
@@ -183,6 +197,26 @@ def _accuracies(args: argparse.Namespace) -> int:
     return 0
 
 
+def _betas(args: argparse.Namespace) -> int:
+    schedule = _schedule(args, "channel")
+    from models.paper import betas
+
+    rows = betas.curve(schedule, args.out)
+    note = f"percent of the test images, packed; ms: {betas.TILES} tiles, one thread; front: none is better in both"
+    report.show("Accuracy against time over beta_a: the default backbone, no teacher", rows, note)
+
+    def draw(axes: Any) -> None:
+        spread = [row["spread"] or 0 for row in rows]
+        axes.errorbar([row["ms"] for row in rows], [row["accuracy"] for row in rows], yerr=spread, fmt="o-", capsize=3)
+        for row in rows:
+            axes.annotate(f"{row['beta_a']}", (row["ms"], row["accuracy"]), (6, 6), textcoords="offset points")
+        axes.set_xlabel(f"ms for {betas.TILES} tiles")
+        axes.set_ylabel("test accuracy, percent")
+
+    report.save(args.out, "betas", rows, draw)
+    return 0
+
+
 NAMES = {
     "table1": (_table1, "model size"),
     "table2": (_accuracies, "accuracy on MNIST and CIFAR-10"),
@@ -190,5 +224,6 @@ NAMES = {
     "fig2": (_fig2, "correlation of activations"),
     "fig3": (_fig3, "angle between a vector and its binarized twin"),
     "fig5": (_fig5, "speed of matrix products"),
+    "betas": (_betas, "accuracy against time over beta_a, beyond the paper"),
     "energy": (_energy, "energy of each network of the zoo by section 4's figures"),
 }

@@ -133,6 +133,7 @@ def test_table_2_trains_each_row_once_and_goes_on_where_it_was(capsys, tmp_path)
     assert [row["row"] for row in found] == ["float", "HadaNet(4,4)"]
     assert [row["paper"] for row in found] == [99.39, 99.43]
     assert all(row["seeds"] == 2 and row["epochs"] == 2 for row in found)
+    assert all(abs(row["packed"] - row["last_epoch"]) <= 5 for row in found)  # an image of the 20 more or less
     files = sorted((tmp_path / "paper" / "runs").iterdir())
     assert [file.name for file in files] == [
         f"lenet-{betas}-channel-{data}-2-seed{seed}.json".replace(data, "two.npz")
@@ -143,6 +144,20 @@ def test_table_2_trains_each_row_once_and_goes_on_where_it_was(capsys, tmp_path)
     assert run(capsys, tmp_path, *some, "--seeds", "2")[0] == 0
     assert [file.stat().st_mtime_ns for file in files] == before
     assert rows(tmp_path, "table2-lenet-channel") == found
+
+
+def test_the_curve_over_beta_a_has_accuracy_and_time(capsys, tmp_path):
+    pytest.importorskip("torch", reason="training needs the extra train")
+    code, out, err = run(capsys, tmp_path, "betas", "--data", str(tiny(tmp_path)), "--epochs", "1")
+    assert code == 0, err
+    assert "pixel" in out
+    found = rows(tmp_path, "betas")
+    assert [row["beta_a"] for row in found] == ["pixel", 64, 32, 16, 8, 2]
+    assert all(0 <= row["accuracy"] <= 100 and row["ms"] > 0 for row in found)
+    for row in found:  # what is on the front, counted once more
+        better = [o for o in found if o["ms"] < row["ms"] and o["accuracy"] > row["accuracy"]]
+        assert row["front"] == (not better)
+    assert found[-1]["ms"] > found[0]["ms"]  # a scale for every second channel is slower than one for each pixel
 
 
 @pytest.mark.parametrize(

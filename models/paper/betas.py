@@ -1,0 +1,71 @@
+"""Beyond the paper: what a network's accuracy and its time are at each length beta_a of activation blocks."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from models.artifact import ZOO
+from models.engine import Engine
+from models.paper.accuracy import Schedule, scheduled, train_once
+from models.paper.report import Row
+from models.paper.timing import race
+from models.training import datasets, trainer
+from models.training.layers import Net
+from models.training.recipe import Recipe, read
+
+BETAS = (0, 64, 32, 16, 8, 2)
+"""Channels that share an activation scale; 0: all of a pixel."""
+TILES = 48
+TURNS = 15
+
+
+def curve(schedule: Schedule, out: Path) -> list[Row]:
+    """The default backbone without a teacher, trained alike at each beta_a; accuracy of the packed network in percent.
+
+    ms: of TILES tiles on one thread, the contenders in turns. front: no other is both faster and more accurate.
+    """
+    recipe = scheduled(read(ZOO / "default-plain.toml")[0], schedule)
+    recipes = [_with_beta_a(recipe, beta) for beta in BETAS]
+    seconds = _times(recipes)
+    data = datasets.load(recipe.dataset, recipe.network.input_size)
+    rows: list[dict[str, object]] = []
+    for beta, own in zip(BETAS, recipes, strict=True):
+        seeds = [
+            train_once(msgspec.structs.replace(own, seed=seed), data, out / "runs") for seed in range(schedule.seeds)
+        ]
+        rows.append(
+            {
+                "beta_a": beta or "pixel",
+                "accuracy": 100 * float(np.mean([run["test_accuracy"] for run in seeds])),
+                "spread": 100 * float(np.std([run["test_accuracy"] for run in seeds], ddof=1)) if seeds[1:] else None,
+                "ms": 1e3 * seconds[beta],
+                "times_slower": seconds[beta] / seconds[0],
+                "seeds": len(seeds),
+                "epochs": own.epochs,
+                "seconds": round(sum(run["train_seconds"] for run in seeds)),
+            }
+        )
+    return [{**row, "front": front} for row, front in zip(rows, _front(rows), strict=True)]
+
+
+def _with_beta_a(recipe: Recipe, beta: int) -> Recipe:
+    network = recipe.network.with_betas(recipe.network.blocks[0].beta_w, beta)
+    return msgspec.structs.replace(recipe, network=network)
+
+
+def _times(recipes: Sequence[Recipe]) -> dict[int, float]:
+    """Seconds for TILES tiles by beta_a; what the weights are does not matter."""
+    size = recipes[0].network.input_size
+    tiles = np.random.default_rng(0).integers(0, 256, (TILES, size, size, 3), np.uint8)
+    engines = [Engine(trainer.finished(Net(recipe.network, 2), ("a", "b"))) for recipe in recipes]
+    calls = {
+        str(beta): lambda engine=engine: engine.features(tiles) for beta, engine in zip(BETAS, engines, strict=True)
+    }
+    return {int(beta): seconds for beta, seconds in race(calls, TURNS).items()}
+
+
+def _front(rows: Sequence[Row]) -> list[bool]:
+    points = [(float(str(row["ms"])), float(str(row["accuracy"]))) for row in rows]
+    return [not any(ms < own_ms and score > own for ms, score in points) for own_ms, own in points]
