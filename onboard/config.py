@@ -65,9 +65,12 @@ class Learning(_Section, frozen=True, kw_only=True):
 
 
 class Asking(_Section, frozen=True, kw_only=True):
-    """share: questions per tile seen, at most. crop_px: side of the picture that the operator sees."""
+    """share: questions per tile seen, at most. bytes_per_s: what they may cost, 0 for no bound. crop_px: side of the
+    picture that the operator sees.
+    """
 
     share: Share = 0.01
+    bytes_per_s: Annotated[float, Meta(ge=0, le=1e9)] = 0.0
     crop_px: Annotated[int, Meta(ge=32, le=512)] = 160
     jpeg_quality: Annotated[int, Meta(ge=10, le=95)] = 70
 

@@ -18,6 +18,7 @@ from models import rangecoder
 from models.engine import Engine, Features
 from models.model import Model
 from onboard import footprint, shrink
+from onboard.budget import BESIDE_PICTURE_BYTES, Budget
 from onboard.config import Config
 from onboard.desk import Desk, Post
 from onboard.detections import FrameResult
@@ -102,6 +103,7 @@ class Flight:
         self._smoother = Smoother(rows, cols)
         self._position = 0
         self._asker = Asker(config.ask.share, rows, cols, config.seed)
+        self._budget = Budget(config.ask.bytes_per_s)
         self.questions = 0
         self._last_status_s = 0.0
         self._started_s = time.monotonic()
@@ -156,7 +158,8 @@ class Flight:
     def _ask(self, result: FrameResult, light: Bits, bits: Bits, scales: Scales, values: Floats32) -> tuple[Query, ...]:
         frame, ask = result.frame, self._config.ask
         queries = []
-        for tile in self._asker.choose(frame.index, self._path, values, result.confidence):
+        affords = partial(self._budget.affords, frame.t_ns)
+        for tile in self._asker.choose(frame.index, self._path, values, result.confidence, affords):
             self.questions += 1
             row, col = divmod(tile, result.cols)
             lat, lon = self._place(frame, row, col)
@@ -174,6 +177,7 @@ class Flight:
                 lat_deg=lat,
                 lon_deg=lon,
             )
+            self._budget.spend(len(query.jpeg) + BESIDE_PICTURE_BYTES)
             own = bits[tile].tobytes(), scales[tile].tobytes()
             seen = one(frame.image, result.rows, result.cols, tile, self._tiles.shape[1])
             self._desk.ask(query, partial(self._turned.samples, *own, seen, light))

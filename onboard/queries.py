@@ -1,6 +1,7 @@
 """What to ask the operator: the tiles whose answers say most about what the camera sees now."""
 
 from collections import deque
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -58,10 +59,18 @@ class Asker:
         self._count = 0
         self._forgone = 0
 
-    def choose(self, frame: int, path: Path, values: Floats32, sure: Floats32) -> list[int]:
+    def choose(
+        self,
+        frame: int,
+        path: Path,
+        values: Floats32,
+        sure: Floats32,
+        affords: Callable[[int], int] = lambda wanted: wanted,
+    ) -> list[int]:
         """Tiles of this frame to ask about now; `path` must know the frame.
 
-        values (tiles, F) are its features, sure (tiles,) the probabilities of what is said of them.
+        values (tiles, F) are its features, sure (tiles,) the probabilities of what is said of them. affords: how many
+        of the questions that are wanted may be asked.
         """
         rows, cols = self._shape
         unit = self._unit(values)
@@ -70,10 +79,11 @@ class Asker:
         wanted = int(self._share * self._tiles + 1e-9) - self._count - self._forgone
         if wanted <= 0:
             return []
-        left = [int(tile) for tile in np.flatnonzero(self._fresh(frame, path))]
+        most = affords(wanted)
+        left = [int(tile) for tile in np.flatnonzero(self._fresh(frame, path))] if most else []
         likeness = [_alike(unit, seen.unit) for seen in self._recent] if left else []
         chosen: list[int] = []
-        while left and len(chosen) < wanted:
+        while left and len(chosen) < most:
             if self._random.random() >= self.RANDOM_SHARE:
                 seen_and_like = zip(self._recent, likeness, strict=True)
                 gain = sum(np.maximum(0, like[left] - seen.covered) @ seen.doubt for seen, like in seen_and_like)

@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from link.codec import ENVELOPE_BYTES, encode
 from link.messages import Detections, Query, Status
 from models.engine import Engine
 from models.errors import HadanetError, SourceError, TruthError
@@ -15,6 +16,7 @@ from models.network import HEAD_STEP
 from onboard import daemon, status
 from onboard.assembly import Assembly
 from onboard.boot import Boot, make_folder
+from onboard.budget import BESIDE_PICTURE_BYTES, SAVED_S
 from onboard.config import Asking, Camera, Config, Link, ModelChoice, Recording
 from onboard.daemon import Slot, capture
 from onboard.exposure import Exposure, apply
@@ -106,6 +108,7 @@ def test_questions_stay_below_their_share_and_show_their_tile(assemble):
     assert 0 < len(asked) <= 0.05 * 20 * ROWS * COLS
     assert assembly.flight.questions == len(asked) == len({query.id for query in asked})
     for query in asked:
+        assert len(encode(query)) + ENVELOPE_BYTES <= len(query.jpeg) + BESIDE_PICTURE_BYTES
         assert query.id >> 32 == assembly.desk.log.boot
         assert (query.frame_name, query.t_ns, query.lat_deg) == (f"n{query.frame}", query.frame * 10**9, 30.0)
         picture = cv2.imdecode(np.frombuffer(query.jpeg, np.uint8), cv2.IMREAD_COLOR)
@@ -116,6 +119,18 @@ def test_questions_stay_below_their_share_and_show_their_tile(assemble):
         assert np.abs(middle.astype(int) - tile[1:39, 1:39]).mean() < 8
     assembly.desk.close()
     assert [query.id for query in assembly.post.of(Query)] == [query.id for query in asked]
+
+
+def test_questions_keep_to_their_bytes_and_what_is_withheld_is_not_lost(assemble):
+    rate = 100
+    free = assemble(share=0.1).flight
+    bound = assemble(ask=Asking(share=0.1, bytes_per_s=rate)).flight
+    frames = [a_frame(index) for index in range(90)]  # one each second
+    many, few = ([q for frame in frames for q in flight.step(frame).asked] for flight in (free, bound))
+    assert sum(len(encode(query)) for query in many) > 3 * rate * (90 + SAVED_S)
+    largest = max(len(encode(query)) for query in few)
+    assert rate * 60 < sum(len(encode(query)) for query in few) <= rate * (90 + SAVED_S) + largest
+    assert bound.questions == len(few)
 
 
 def test_the_same_frames_and_seed_ask_the_same(assemble):
