@@ -12,11 +12,14 @@ import numpy as np
 from msgspec.structs import replace
 
 from benchmarks.learning import SEEDS, gain
-from benchmarks.streams import WINDOWS, Conditions, Flown, Recorded, Stream, fly, record, streams, wrong
+from benchmarks.streams import WINDOWS, Backbone, Conditions, Flown, Recorded, Stream, fly, record, streams, wrong
+from models.engine import Engine, Features
+from models.model import Model
 from onboard.learner import Learner
 from onboard.queries import Asker
 from onboard.replay import Options
 from onboard.scores import macro_f1
+from onboard.turned import Turned
 
 LIKENESS = 0.3
 LONG = Stream("sim-long", Options(source="sim://?seed=4&frames=1200"), ())
@@ -49,6 +52,20 @@ class Likened(Learner):
         return super()._fit(rows, gram, numbers, denied, weights, judges, classes)
 
 
+class Floats(Backbone):
+    """Features that are not binarized: 3 kB a sample instead of 0.5."""
+
+    def __init__(self, seen: Recorded, seed: int) -> None:
+        super().__init__(seen, seed)
+        spec = replace(self.model.spec, beta_f=1)
+        self.model = Model(spec, self.model.tensors, self.model.classes)
+        self._turned, self._engine = Turned(self.model), Engine(self.model)
+
+    def features(self, index: int) -> Features:
+        """A scale for each feature, which is its size."""
+        return self._engine.features(self.lit(index))
+
+
 class Ungated(Learner):
     """Every candidate flies."""
 
@@ -79,6 +96,7 @@ def variants(delay: int) -> dict[str, Conditions]:
         "without the same ground": learning(propagate=0.0),
         "with pseudo-labels": learning(pseudo=0.6),
         "without gate": how(learner=Ungated),
+        "features in floats": how(backbone=Floats),
         "newest 64 labels": learning(memory=64),
         "likeness to the last frames": how(learner=Likened),
         RANDOM: how(asker=AtRandom),

@@ -131,8 +131,8 @@ def record(stream: Stream, even_light: bool = True) -> Recorded:
 
 class Flown(NamedTuple):
     """What came of a flight: macro F1 and accuracy of all scored tiles, accuracy of each tenth, labels, how long each
-    tick with labels took, what was said (frames, tiles) and what the head of frame `frozen_at` would have said, and the
-    learner as it was at the end."""
+    tick with labels took, what was said (frames, tiles) and what the head of frame `frozen_at` would have said, the
+    learner as it was at the end, and the backbone."""
 
     macro_f1: float
     accuracy: float
@@ -142,6 +142,33 @@ class Flown(NamedTuple):
     said: NDArray[np.intp]
     frozen: NDArray[np.intp]
     learner: Learner
+    backbone: "Backbone"
+
+
+class Backbone:
+    """What a flight's features come from: here the base model, as it was recorded; others may learn meanwhile."""
+
+    def __init__(self, seen: Recorded, seed: int) -> None:
+        self.seen, self.model = seen, initial_model("", seen.classes)
+        self._turned = Turned(self.model)
+
+    def lit(self, index: int) -> NDArray[np.uint8]:
+        """The tiles of a frame in even light."""
+        tiles = self.seen.tiles[index].copy()
+        apply(self.seen.light[index], tiles)
+        return tiles
+
+    def features(self, index: int) -> Features:
+        """Those of a frame's tiles."""
+        return self.seen.features[index]
+
+    def samples(self, index: int, tile: int, bits: bytes, scales: bytes) -> tuple[bytes, bytes]:
+        """`bits` and `scales` of a tile, and behind them those of its turns."""
+        return self._turned.samples(bits, scales, self.seen.tiles[index][tile], self.seen.light[index])
+
+    def learn(self, learner: Learner, index: int, arrived: list[GivenLabel]) -> Learner:
+        """Called after each tick with the labels that it had; the learner to go on with."""
+        return learner
 
 
 class Conditions(msgspec.Struct, frozen=True, kw_only=True):
@@ -150,6 +177,7 @@ class Conditions(msgspec.Struct, frozen=True, kw_only=True):
 
     settings: Learning = Learning(cpu_share=1.0)
     learner: type[Learner] = Learner
+    backbone: type[Backbone] = Backbone
     asker: type[Asker] = Asker
     delay: int = 20
     share: float = 0.03
@@ -175,14 +203,16 @@ def wrong(share: float) -> Callable[[int, int, int, np.random.Generator], tuple[
 
 def fly(seen: Recorded, seed: int, how: Conditions) -> Flown:
     """Fly over a recorded stream as a replay does, with `seed`."""
-    model = initial_model("", seen.classes)
+    backbone = how.backbone(seen, seed)
+    model = backbone.model
     learner = how.learner(model, how.settings, seen.rows, seen.cols)
     asker, smoother = how.asker(how.share, seen.rows, seen.cols, seed), Smoother(seen.rows, seen.cols)
-    path, turned, random = Path(HISTORY_FRAMES), Turned(model), np.random.default_rng((seed, 1))
+    path, random = Path(HISTORY_FRAMES), np.random.default_rng((seed, 1))
     under_way: list[tuple[int, GivenLabel]] = []
     said, frozen, ticks, asked, labels, kept = [], [], [], 0, 0, model
     arrived: list[GivenLabel] = []
-    for index, features in enumerate(seen.features):
+    for index in range(len(seen.features)):
+        features = backbone.features(index)
         path.add(index, seen.motion[index])
         values, motion = features.values(), seen.motion[index]
         head = softmax(head_logits(learner.model, values))
@@ -200,7 +230,7 @@ def fly(seen: Recorded, seed: int, how: Conditions) -> Flown:
             smoother.asked(asked, tile, learner.model.classes)
             own = features.bits[tile].tobytes(), scales[tile].tobytes()
             if how.turned:
-                own = turned.samples(*own, seen.tiles[index][tile], seen.light[index])
+                own = backbone.samples(index, tile, *own)
             truth = int(seen.truth[index, tile])
             answer, denied = how.answers(truth, int(said[-1][tile]), len(seen.classes), random)
             name = "" if truth == UNKNOWN else seen.classes[answer]
@@ -214,6 +244,7 @@ def fly(seen: Recorded, seed: int, how: Conditions) -> Flown:
         learner.step()
         if arrived:
             ticks.append((time.perf_counter() - start) * 1e3)
+            learner = backbone.learn(learner, index, arrived)
     everything = np.stack(said).astype(np.intp)
     scored = seen.scored
     scored[: -(-len(scored) // WINDOWS) + how.delay] = False
@@ -228,4 +259,5 @@ def fly(seen: Recorded, seed: int, how: Conditions) -> Flown:
         everything,
         np.stack(frozen).astype(np.intp),
         learner,
+        backbone,
     )

@@ -34,11 +34,16 @@ def binarize_backward(x: NDArray[F], beta: int, grad: NDArray[F]) -> NDArray[F]:
 
     For i in a block B of length n: sign(x_i)/n * sum over j in B of grad_j sign(x_j) + delta_B grad_i [|x_i| <= 1].
     """
+    through_sign: NDArray[F] = _spread(block_scales(x, beta), x.shape[-1], beta) * grad * (np.abs(x) <= 1)
+    total: NDArray[F] = scale_backward(x, beta, grad) + through_sign
+    return total
+
+
+def scale_backward(x: NDArray[F], beta: int, grad: NDArray[F]) -> NDArray[F]:
+    """The part of `binarize_backward` that goes through the block scales: what changes them and no sign (eq. 5)."""
     signs, width = _signs(x), x.shape[-1]
     through_scale: NDArray[F] = signs * _spread(_block_means(grad * signs, beta), width, beta)
-    through_sign: NDArray[F] = _spread(block_scales(x, beta), width, beta) * grad * (np.abs(x) <= 1)
-    total: NDArray[F] = through_scale + through_sign
-    return total
+    return through_scale
 
 
 def weight_rows(weight: NDArray[F], layout: Layout) -> NDArray[F]:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models import kernels, plan
-from models.binarize import binarize_backward, block_scales
+from models.binarize import block_scales
 from models.network import Block, packed_weight
 
 Floats = NDArray[np.float32]
@@ -116,11 +116,6 @@ def unpacked_weight(bits: NDArray[np.uint8], q: NDArray[np.uint8], s: Floats, *,
     np.negative(out, out=out, where=_unpacked(bits, entries) > 0)
     out *= s[:, None]
     return out
-
-
-def latent_gradient(latent: NDArray[np.floating], beta_w: int, grad: Floats) -> Floats:
-    """dC/dW from dC/dW~, rows (O, K): eq. 5 and 6."""
-    return binarize_backward(latent.astype(np.float32), beta_w, grad)
 
 
 def pieces(block: Block, side: int, c_in: int, images: int) -> Iterator[tuple[int, int]]:

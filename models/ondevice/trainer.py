@@ -4,15 +4,16 @@ BatchNorm stays folded: its statistics are never taken again from a correlated b
 other and go forward in small pieces. Backward goes layer by layer; each is changed as soon as its gradient is there.
 Latent weights are half floats without a momentum: they are a running sum of gradients themselves, and a step is
 measured by the gradient's own size, so nothing else has to be kept (Helwegen et al. 2019 make the same point).
-The stem is not trained.
+The stem is not trained. Where only the last blocks are (`first`), what the others make of an image may be kept in
+place of it (`frozen`), a few kilobytes: latent replay (Pellegrini et al. 2020).
 """
 
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.binarize import binarize, binarize_backward
+from models.binarize import binarize, binarize_backward, scale_backward
 from models.model import Model
 from models.network import (
     HEAD_STEP,
@@ -35,6 +36,8 @@ PIECE = 4
 SLICE_BYTES = 4 * 2**20
 """Of float weights that are worked on at a time."""
 SMALLEST = np.float32(1e-20)
+SMALLEST_SCALE = np.float32(2**-14)
+"""Of a block whose signs must stay: the smallest normal half float."""
 SMALL = ("in_shift", "scale", "shift", "slope")
 
 
@@ -61,15 +64,39 @@ class Kept:
                 setattr(self, name, [np.concatenate(parts)])
 
 
+class Frozen(NamedTuple):
+    """What the blocks that are not trained make of images: the map that block `first` reads, float16 (n, H, W, C), and
+    the moments of the blocks that were tapped before, float32 (n, ...)."""
+
+    map: NDArray[np.float16]
+    moments: Floats
+
+    def __len__(self) -> int:
+        return len(self.map)
+
+
+Images = NDArray[np.uint8] | Frozen
+"""uint8 (n, S, S, 3) BGR tiles, or what the frozen blocks made of them."""
+
+
 class OnDevice:
     """Trains a model's blocks and head. `kept` is the dtype of latent weights and of scales that are kept.
 
-    latent: the latent weights (O, K) of each block to begin with; by default, the binarized ones. Raises ValueError
-    for a shortcut around several blocks, and for layers in full precision.
+    latent: the latent weights (O, K) of each block to begin with; by default, the binarized ones. first: the blocks
+    before it stay as they are. scope: "signs" trains all of a block, "scales" all but the signs. Raises ValueError for
+    a shortcut around several blocks, and for layers in full precision.
     """
 
-    def __init__(self, model: Model, latent: list[Floats] | None = None, kept: Half = np.float16) -> None:
+    def __init__(
+        self,
+        model: Model,
+        latent: list[Floats] | None = None,
+        kept: Half = np.float16,
+        first: int = 0,
+        scope: Literal["scales", "signs"] = "signs",
+    ) -> None:
         spec = model.spec
+        self.first, self.scope = first, scope
         if any(block.shortcut > 1 for block in spec.blocks):
             raise ValueError("shortcuts around several blocks are not trained on the device; train offline")
         if any(1 in (block.beta_w, block.beta_a) for block in spec.blocks):
@@ -92,35 +119,64 @@ class OnDevice:
 
     # --- forward ---------------------------------------------------------------------------------------------------
 
-    def _forward(self, tiles: NDArray[np.uint8]) -> tuple[list[Kept], Floats]:
+    def frozen(self, tiles: NDArray[np.uint8]) -> Frozen:
+        """What the blocks before `first` make of tiles; `step` takes it in their place."""
+        layers = self._layers(0, self.first)
+        maps, moments = [], []
+        for begin in range(0, len(tiles), PIECE):
+            x, own = self._through(layers, self._stem(tiles[begin : begin + PIECE]), None)
+            maps.append(x.astype(np.float16))
+            moments.append(np.concatenate(own, 1) if own else np.zeros((len(x), 0), np.float32))
+        return Frozen(np.concatenate(maps), np.concatenate(moments))
+
+    def _layers(self, first: int, last: int) -> dict[int, conv.Convolution]:
+        """Convolutions of the blocks from `first` up to `last` for PIECE images, by number."""
+        sides, inputs = self.spec.sides(), self.spec.block_inputs()
+        return {
+            i: conv.Convolution(self.spec.blocks[i], inputs[i], sides[i], self.latent[i], PIECE)
+            for i in range(first, last)
+        }
+
+    def _through(
+        self, layers: dict[int, conv.Convolution], x: Floats, kept: list[Kept] | None
+    ) -> tuple[Floats, list[Floats]]:
+        """The map (n, H, W, C) behind these blocks, and the moments of those that are tapped; kept: for the backward
+        pass."""
+        spec, moments = self.spec, []
+        for i, layer in layers.items():
+            block, own, into = spec.blocks[i], self.small[i], kept[i] if kept else Kept()
+            shifted = x + own["in_shift"]
+            into.bits.append(conv.bits_of(shifted, block.beta_a, self.kept))
+            z = layer(shifted) * own["scale"] + own["shift"]
+            if block.shortcut:
+                z += shortcut(x, z.shape[1], block.channels)
+                into.values.append(np.minimum(z, 0).astype(self.kept))
+            into.negative.append(np.packbits((z < 0).reshape(len(z), -1), axis=1))
+            x = prelu(z, own["slope"])
+            if block.pool:
+                x, place = pool_forward(x, block.pool)
+                into.places += [] if place is None else [place]
+            if i in spec.taps:
+                moments.append(x.mean((1, 2)))
+                if spec.deviation:
+                    moments.append(np.sqrt(x.var((1, 2)) + np.float32(POOL_EPSILON)))
+                    into.output.append(x.astype(self.kept))
+        return x, moments
+
+    def _forward(self, images: Images) -> tuple[list[Kept], Floats]:
         """What the backward pass needs, and the features before they are binarized, (n, F)."""
-        spec, sides = self.spec, self.spec.sides()
-        layers = [
-            conv.Convolution(block, c_in, side, latent, min(PIECE, len(tiles)))
-            for block, c_in, side, latent in zip(spec.blocks, spec.block_inputs(), sides, self.latent, strict=False)
-        ]
-        kept, features = [Kept() for _ in spec.blocks], []
-        for first in range(0, len(tiles), PIECE):
-            x, moments = self._stem(tiles[first : first + PIECE]), []
-            for i, (block, layer, own) in enumerate(zip(spec.blocks, layers, self.small, strict=True)):
-                shifted = x + own["in_shift"]
-                kept[i].bits.append(conv.bits_of(shifted, block.beta_a, self.kept))
-                z = layer(shifted) * own["scale"] + own["shift"]
-                if block.shortcut:
-                    z += shortcut(x, z.shape[1], block.channels)
-                    kept[i].values.append(np.minimum(z, 0).astype(self.kept))
-                kept[i].negative.append(np.packbits((z < 0).reshape(len(z), -1), axis=1))
-                x = prelu(z, own["slope"])
-                if block.pool:
-                    x, place = pool_forward(x, block.pool)
-                    kept[i].places += [] if place is None else [place]
-                if i in spec.taps:
-                    moments.append(x.mean((1, 2)))
-                    if spec.deviation:
-                        moments.append(np.sqrt(x.var((1, 2)) + np.float32(POOL_EPSILON)))
-                        kept[i].output.append(x.astype(self.kept))
-            features.append(np.concatenate(moments, 1))
-        for own_kept in kept:
+        before = {} if isinstance(images, Frozen) else self._layers(0, self.first)
+        layers = self._layers(self.first, len(self.spec.blocks))
+        kept, features = [Kept() for _ in self.spec.blocks], []
+        for a in range(0, len(images), PIECE):
+            piece = slice(a, a + PIECE)
+            if isinstance(images, Frozen):
+                x, moments = images.map[piece].astype(np.float32), [images.moments[piece]]
+            else:
+                x, moments = self._through(before, self._stem(images[piece]), None)
+            _, own = self._through(layers, x, kept)
+            features.append(np.concatenate([*moments, *own], 1))
+        for own_kept in kept[self.first :]:
             own_kept.join()
         scale, shift = self.model.tensors["features.scale"], self.model.tensors["features.shift"]
         return kept, np.concatenate(features) * scale + shift
@@ -131,31 +187,31 @@ class OnDevice:
         y = convolve(rgb, tensors["stem.weight"].astype(np.float32), stem.stride, stem.padding)
         return pooled(prelu(y * tensors["stem.scale"] + tensors["stem.shift"], tensors["stem.slope"]), stem.pool)
 
-    def logits(self, tiles: NDArray[np.uint8]) -> Floats:
+    def logits(self, images: Images) -> Floats:
         """The head's answers, float32 (n, classes)."""
-        _, z = self._forward(tiles)
+        _, z = self._forward(images)
         out: Floats = binarize(z, self.spec.beta_f) @ self.head.T + self.bias
         return out
 
     # --- backward --------------------------------------------------------------------------------------------------
 
-    def step(self, tiles: NDArray[np.uint8], labels: NDArray[np.integer[Any]], rate: float = 1e-3) -> float:
-        """One step on uint8 (n, S, S, 3) BGR tiles and their classes; the mean cross-entropy before it.
+    def step(self, images: Images, labels: NDArray[np.integer[Any]], rate: float = 1e-3) -> float:
+        """One step on images and their classes; the mean cross-entropy before it.
 
         rate: how far an average latent weight moves; 0 changes nothing. Raises ValueError where the loss is not finite.
         """
-        return self._learn(tiles, labels, rate, None)
+        return self._learn(images, labels, rate, None)
 
-    def gradients(self, tiles: NDArray[np.uint8], labels: NDArray[np.integer[Any]]) -> dict[str, Floats]:
+    def gradients(self, images: Images, labels: NDArray[np.integer[Any]]) -> dict[str, Floats]:
         """The gradient of every parameter by name, for tests and for a look; it needs the memory that `step` saves."""
         found: dict[str, Floats] = {}
-        self._learn(tiles, labels, 0.0, found)
+        self._learn(images, labels, 0.0, found)
         return found
 
     def _learn(
-        self, tiles: NDArray[np.uint8], labels: NDArray[np.integer[Any]], rate: float, found: dict[str, Floats] | None
+        self, images: Images, labels: NDArray[np.integer[Any]], rate: float, found: dict[str, Floats] | None
     ) -> float:
-        kept, z = self._forward(tiles)
+        kept, z = self._forward(images)
         a = binarize(z, self.spec.beta_f)
         logits = a @ self.head.T + self.bias
         logits -= logits.max(1, keepdims=True)
@@ -173,7 +229,7 @@ class OnDevice:
         self._change("head.weight", self.head, error.T @ a, rate, found)
         self._change("head.bias", self.bias, error.sum(0), rate, found)
         grad: Floats | None = None
-        for i in reversed(range(len(self.spec.blocks))):
+        for i in reversed(range(self.first, len(self.spec.blocks))):
             grad = self._block_backward(i, kept.pop(), taps, grad, rate, found)
         return loss
 
@@ -199,7 +255,7 @@ class OnDevice:
     def _block_backward(
         self, i: int, kept: Kept, taps: Floats, grad: Floats | None, rate: float, found: dict[str, Floats] | None
     ) -> Floats | None:
-        """Change block i; the gradient of its input, or None for the first block, whose input is the stem's.
+        """Change block i; the gradient of its input, or None for the first block that is trained.
 
         Some output channels at a time, so that neither weights nor their gradient are ever whole in floats.
         """
@@ -207,7 +263,7 @@ class OnDevice:
         own, latent, bits = self.small[i], self.latent[i], kept.bits[0]
         n, out = bits.shape[0], conv_side(block, side)
         totals = {name: np.zeros_like(own[name]) for name in SMALL}
-        back = np.zeros(bits.shape, np.float32) if i or found is not None else None
+        back = np.zeros(bits.shape, np.float32) if i > self.first or found is not None else None
         near = np.zeros(bits.shape, np.float32) if back is not None and block.shortcut else None
         whole: list[Floats] = []
         step = max(1, SLICE_BYTES // (4 * latent.shape[1]))
@@ -237,12 +293,17 @@ class OnDevice:
                 total += outer.T @ columns
                 if back is not None:
                     back[a:b] += conv.fold(outer @ weight, block, (b - a, *bits.shape[1:]))
-            total = conv.latent_gradient(latent[rows], block.beta_w, total)
+            before = latent[rows].astype(np.float32)
+            backward = scale_backward if self.scope == "scales" else binarize_backward
+            total = backward(before, block.beta_w, total)
             if found is not None:
                 whole.append(total)
             elif rate:
                 size = np.sqrt(np.mean(np.square(total))) + SMALLEST
-                latent[rows] = np.clip(latent[rows].astype(np.float32) - np.float32(rate) / size * total, -1, 1)
+                moved = np.clip(before - np.float32(rate) / size * total, -1, 1)
+                if self.scope == "scales":
+                    moved = np.copysign(np.maximum(np.copysign(1, before) * moved, SMALLEST_SCALE), before)
+                latent[rows] = moved
         if found is not None:
             found[f"block{i}.weight"] = np.concatenate(whole)
         if back is not None:
@@ -267,7 +328,8 @@ class OnDevice:
     def trained(self) -> Model:
         """The model with what was learned, on the grids that fly."""
         changed: dict[str, Any] = {}
-        for i, (latent, own) in enumerate(zip(self.latent, self.small, strict=True)):
+        for i in range(self.first, len(self.spec.blocks)):
+            latent, own = self.latent[i], self.small[i]
             rows = latent.astype(np.float32)
             changed |= {f"block{i}.{n}": x for n, x in packed_weight(rows, self.spec.blocks[i].beta_w).items()}
             changed |= {f"block{i}.{name}": x.astype(np.float32) for name, x in own.items()}

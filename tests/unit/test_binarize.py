@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from models.binarize import activation_rows, binarize, binarize_backward, block_scales, weight_rows
+from models.binarize import activation_rows, binarize, binarize_backward, block_scales, scale_backward, weight_rows
 from models.bits import pack_signs
 from tests import reference
 
@@ -114,3 +114,17 @@ def test_rows_of_both_layouts():
     x = np.arange(2 * 3 * 4 * 5.0).reshape(2, 3, 4, 5)
     assert activation_rows(x, "row").shape == (2, 3, 4, 5)
     assert activation_rows(x, "channel")[1, 2, 3].tolist() == x[1, :, 2, 3].tolist()
+
+
+@pytest.mark.parametrize("beta", [0, 1, 3, 8])
+def test_the_gradient_of_scales_is_what_a_change_of_magnitudes_does(beta):
+    rng = np.random.default_rng(beta)
+    x, grad = rng.normal(size=(2, 5, 11))
+    along = scale_backward(x, beta, grad)
+    h = 1e-4
+    for row in range(len(x)):
+        for place in range(x.shape[1]):
+            moved = x.copy()
+            moved[row, place] += h * np.sign(x[row, place])  # away from zero: its sign stays
+            slope = (grad * (binarize(moved, beta) - binarize(x, beta))).sum() / h
+            assert slope == pytest.approx(along[row, place] * np.sign(x[row, place]), rel=1e-6, abs=1e-9)

@@ -209,6 +209,42 @@ def test_a_step_of_no_length_changes_nothing():
     assert device.trained().hash == before
 
 
+@ALL
+def test_the_last_blocks_alone_have_the_gradients_that_they_have_among_all(name):
+    spec = SPECS[name]
+    model, tiles, labels = model_of(spec), tiles_of(spec, 6), np.array([0, 1, 2, 0, 1, 2])
+    whole = OnDevice(model, kept=np.float32).gradients(tiles, labels)
+    for first in range(1, len(spec.blocks) + 1):
+        part = OnDevice(model, kept=np.float32, first=first)
+        found = part.gradients(tiles, labels)
+        own = {key for key in whole if not key.startswith("block") or int(key[5 : key.index(".")]) >= first}
+        assert found.keys() == own
+        for key in own:
+            np.testing.assert_allclose(found[key], whole[key], rtol=1e-4, atol=1e-5, err_msg=key)
+        kept = part.frozen(tiles)  # half floats, which may turn a sign or two
+        np.testing.assert_allclose(part.logits(kept), part.logits(tiles), rtol=0.02, atol=0.02)
+        before = {n: x for n, x in part.trained().tensors.items() if not n.startswith("head.")}
+        part.step(kept, labels, rate=0.05)
+        for key, tensor in part.trained().tensors.items():
+            if key.startswith(("stem.", "features.")) or (key[:5] == "block" and int(key[5 : key.index(".")]) < first):
+                assert (tensor == model.tensors[key]).all(), key  # to the bit
+        changed = [key for key, x in part.trained().tensors.items() if key in before and (x != before[key]).any()]
+        assert bool(changed) == (first < len(spec.blocks))
+
+
+def test_scales_are_learned_and_no_sign_turns():
+    spec = SPECS["residual"]
+    model, tiles, labels = model_of(spec), tiles_of(spec, 12), np.arange(12) % 3
+    device = OnDevice(model, scope="scales")
+    losses = [device.step(tiles, labels, rate=0.05) for _ in range(30)]
+    assert np.mean(losses[-5:]) < np.mean(losses[:3])
+    trained = device.trained()
+    for i in range(len(spec.blocks)):
+        assert (trained.tensors[f"block{i}.bits"] == model.tensors[f"block{i}.bits"]).all()
+        assert (trained.tensors[f"block{i}.q"] != model.tensors[f"block{i}.q"]).any()
+        assert (trained.tensors[f"block{i}.scale"] != model.tensors[f"block{i}.scale"]).any()
+
+
 def test_what_is_not_trained_here_is_refused():
     spec = SPECS["plain"]
     far = NetworkSpec(
