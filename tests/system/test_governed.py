@@ -7,6 +7,7 @@ import pytest
 
 from onboard.sim import SimSource
 from onboard.sources import open_source
+from tests.recorded_heat import DEGREES
 from tests.system.onboard_process import Daemon
 
 SOURCE = "sim://?seed=3&frames=4000&fps=8&live=1"
@@ -53,23 +54,17 @@ def test_limits_that_make_no_sense_are_refused(tmp_path, capsys, line):
     assert "line 3" in capsys.readouterr().out
 
 
-STEP_C = 0.487
-"""A Pi's sensor tells temperatures in such steps, with a step of noise."""
 EVERY_S = 0.25
+"""Between two readings of a trace that had 2 s between them: it heats up and cools down eight times as fast."""
+TRACE = DEGREES[110:240]
+"""From 74 degrees over 80 to 81.7, for a minute and a half, and down to 58."""
 
 
-def climb():
-    """A trace as a Pi without a fan makes it, but faster: from 74 to 84 degrees, and down to 72. In degrees."""
-    rng = np.random.default_rng(0)
-    true = np.concatenate([np.linspace(74, 84, 32), np.full(12, 84), np.linspace(84, 72, 44)])
-    return np.round((true + rng.uniform(-STEP_C, STEP_C, len(true))) / STEP_C) * STEP_C
-
-
-def test_a_climb_in_real_time(tmp_path):
+def test_a_recorded_climb(tmp_path):
     """Off within 2 s of 80 degrees, on again 5 lower, once each. `-s` prints that and how the frames fared, which tells
     something on a computer without other work.
     """
-    trace, sensors, flights = climb(), tmp_path / "sensors", tmp_path / "flights"
+    sensors, flights = tmp_path / "sensors", tmp_path / "flights"
     heat(sensors, 60_000)
     daemon = Daemon(
         tmp_path / "drone",
@@ -84,7 +79,7 @@ def test_a_climb_in_real_time(tmp_path):
         before = daemon.until(lambda s: s["learner"] == "learning" and s["frame"] > 24)
         crossed = {"off": None, "on": None}
         begun = time.monotonic()
-        for number, degrees in enumerate([*trace, *[72.0] * 12]):
+        for number, degrees in enumerate([*TRACE, *TRACE[-1:].repeat(12)]):
             heat(sensors, round(degrees * 1000))
             now = time.monotonic()
             if crossed["off"] is None and degrees >= 80:

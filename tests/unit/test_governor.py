@@ -8,6 +8,7 @@ import pytest
 
 from onboard.config import Governing
 from onboard.governor import POWER_QUIET_S, Governor, Reading, Sensors
+from tests.recorded_heat import DEGREES, EVERY_S
 
 LIMITS = Governing()
 
@@ -36,6 +37,17 @@ def test_a_climb_as_a_pi_makes_it_is_answered_within_2_seconds_and_does_not_flut
     assert len(changes) == 2
     assert (changes[0] - np.argmax([r.temperature_c >= 80 for r in trace])) * 0.5 <= 2
     assert true[changes[1]] == pytest.approx(75, abs=2)
+
+
+def test_a_recorded_climb_stops_learning_once_and_lets_it_go_on_once():
+    """A sensor that goes to and fro between 79.5 and 81.7 degrees, read every half a second as the daemon does."""
+    moments = np.arange(0, len(DEGREES) * EVERY_S, 0.5)
+    seen = DEGREES[(moments / EVERY_S).astype(int)]
+    found = rests([Reading(temperature_c=c) for c in seen])
+    off, on = np.flatnonzero(np.diff(found)) + 1
+    assert off == np.argmax(seen >= 80)
+    assert on == off + np.argmax(seen[off:] <= 75)
+    assert (seen[:off] > 75).sum() > 40  # it had been hotter than 75 before, and learned
 
 
 def test_undervoltage_stops_learning_until_it_has_been_away_for_a_while():
