@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from models import kernels, plan
 from models.binarize import block_scales
-from models.network import Block, packed_weight
+from models.network import Block, conv_side, packed_weight
 
 Floats = NDArray[np.float32]
 
@@ -73,36 +73,37 @@ def joined(parts: list[Bits]) -> Bits:
     return Bits(signs, masks, scales, shape, parts[0].beta)
 
 
-class Convolution:
-    """The sums of a `Block`, without its affine: packed weights made of latent ones (O, K), for `images` at a time."""
+def convolved(
+    block: Block, side: int, latent: NDArray[np.floating], shift: Floats, maps: list[Floats], images: int
+) -> list[Floats]:
+    """The sums of a `Block`, without its affine, of pieces x (n, H, W, C) of up to `images`: float32 (n, H', W', O).
 
-    def __init__(self, block: Block, c_in: int, side: int, latent: NDArray[np.floating], images: int) -> None:
-        self.block, self.c_in, self.images = block, c_in, images
-        bare = msgspec.structs.replace(block, shortcut=0, pool=None)
-        self._slices = []
-        for first in range(0, block.channels, SLICE):
-            rows = latent[first : first + SLICE].astype(np.float32)
-            one, zero = np.ones(len(rows), np.float32), np.zeros(len(rows), np.float32)
-            still = {"in_shift": np.zeros(c_in, np.float32), "scale": one, "shift": zero, "slope": one}
-            builder = plan.Builder()
-            own = msgspec.structs.replace(bare, channels=len(rows))
-            builder.block(own, c_in, side, packed_weight(rows, block.beta_w) | still)
-            self._slices.append((builder.layout(images), len(rows)))
-
-    def __call__(self, x: Floats) -> Floats:
-        """Binarize x (n, H, W, C), n up to `images`, and convolve: float32 (n, H', W', O)."""
-        n, parts = len(x), []
-        for layout, rows in self._slices:
-            buffers, layer = layout.buffers(), layout.plan.layers[0]
-            pixels, wide = int(layer["source_pixels"]), int(layer["source_wide"])
-            begin = int(layer["source"])
-            buffers.maps[begin : begin + n * pixels * wide].reshape(-1, wide)[:, : self.c_in] = x.reshape(-1, self.c_in)
+    latent: its latent weights (O, K); shift (C,) is added to x before it is binarized. SLICE output channels after
+    another, so that packed weights of these alone are there at a time: at small beta_a they are larger than the maps.
+    """
+    bare = msgspec.structs.replace(block, shortcut=0, pool=None)
+    c_in, out = len(shift), conv_side(block, side)
+    sums = [np.empty((len(x), out, out, block.channels), np.float32) for x in maps]
+    for first in range(0, block.channels, SLICE):
+        rows = latent[first : first + SLICE].astype(np.float32)
+        one, zero = np.ones(len(rows), np.float32), np.zeros(len(rows), np.float32)
+        still = {"in_shift": np.zeros(c_in, np.float32), "scale": one, "shift": zero, "slope": one}
+        builder = plan.Builder()
+        own = msgspec.structs.replace(bare, channels=len(rows))
+        builder.block(own, c_in, side, packed_weight(rows, block.beta_w) | still)
+        layout = builder.layout(images)
+        buffers, layer = layout.buffers(), layout.plan.layers[0]
+        pixels, wide, source = (int(layer[name]) for name in ("source_pixels", "source_wide", "source"))
+        row, begin = int(layer["wide"]), int(layer["out"])
+        for x, into in zip(maps, sums, strict=True):
+            n = len(x)
+            given = buffers.maps[source : source + n * pixels * wide].reshape(-1, wide)
+            given[:, :c_in] = (x + shift).reshape(-1, c_in)
             kernels.pack_source(layout.plan, buffers, 0, n)
             kernels.run_layer(layout.plan, buffers, 0, n, np.zeros(kernels.SHARED, np.int64), 0, 1)
-            side, wide, begin = int(layer["side"]), int(layer["wide"]), int(layer["out"])
-            out = buffers.maps[begin : begin + n * side * side * wide].reshape(n, side, side, wide)
-            parts.append(out[..., :rows].copy())
-        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
+            found = buffers.maps[begin : begin + n * out * out * row].reshape(n, out, out, row)
+            into[..., first : first + len(rows)] = found[..., : len(rows)]
+    return sums
 
 
 def flown(latent: NDArray[np.floating], beta_w: int) -> Floats:
@@ -120,7 +121,7 @@ def unpacked_weight(bits: NDArray[np.uint8], q: NDArray[np.uint8], s: Floats, *,
 
 def pieces(block: Block, side: int, c_in: int, images: int) -> Iterator[tuple[int, int]]:
     """Ranges of images whose unfolded inputs are about COLUMN_BYTES."""
-    out = (side + 2 * block.padding - block.kernel) // block.stride + 1
+    out = conv_side(block, side)
     step = max(1, COLUMN_BYTES // (4 * out * out * block.kernel**2 * c_in))
     for first in range(0, images, step):
         yield first, min(first + step, images)

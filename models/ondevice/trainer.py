@@ -121,65 +121,53 @@ class OnDevice:
 
     def frozen(self, tiles: NDArray[np.uint8]) -> Frozen:
         """What the blocks before `first` make of tiles; `step` takes it in their place."""
-        layers = self._layers(0, self.first)
-        maps, moments = [], []
-        for begin in range(0, len(tiles), PIECE):
-            x, own = self._through(layers, self._stem(tiles[begin : begin + PIECE]), None)
-            maps.append(x.astype(np.float16))
-            moments.append(np.concatenate(own, 1) if own else np.zeros((len(x), 0), np.float32))
-        return Frozen(np.concatenate(maps), np.concatenate(moments))
+        maps, moments = self._begin(tiles)
+        return Frozen(np.concatenate(maps).astype(np.float16), np.concatenate(moments))
 
-    def _layers(self, first: int, last: int) -> dict[int, conv.Convolution]:
-        """Convolutions of the blocks from `first` up to `last` for PIECE images, by number."""
-        sides, inputs = self.spec.sides(), self.spec.block_inputs()
-        return {
-            i: conv.Convolution(self.spec.blocks[i], inputs[i], sides[i], self.latent[i], PIECE)
-            for i in range(first, last)
-        }
+    def _begin(self, images: Images) -> tuple[list[Floats], list[Floats]]:
+        """By piece: the map (n, H, W, C) that block `first` reads, and the moments (n, ...) that were tapped before."""
+        places = [slice(a, a + PIECE) for a in range(0, len(images), PIECE)]
+        if isinstance(images, Frozen):
+            return [images.map[own].astype(np.float32) for own in places], [images.moments[own] for own in places]
+        maps = [self._stem(images[own]) for own in places]
+        moments = [np.zeros((len(x), 0), np.float32) for x in maps]
+        for i in range(self.first):
+            self._block_forward(i, maps, moments)
+        return maps, moments
 
-    def _through(
-        self, layers: dict[int, conv.Convolution], x: Floats, kept: list[Kept] | None
-    ) -> tuple[Floats, list[Floats]]:
-        """The map (n, H, W, C) behind these blocks, and the moments of those that are tapped; kept: for the backward
-        pass."""
-        spec, moments = self.spec, []
-        for i, layer in layers.items():
-            block, own, into = spec.blocks[i], self.small[i], kept[i] if kept else Kept()
-            shifted = x + own["in_shift"]
-            into.bits.append(conv.bits_of(shifted, block.beta_a, self.kept))
-            z = layer(shifted) * own["scale"] + own["shift"]
+    def _block_forward(self, i: int, maps: list[Floats], moments: list[Floats]) -> Kept:
+        """Takes the pieces of a batch through block i, in place, and adds what is tapped there to the moments."""
+        block, own, kept = self.spec.blocks[i], self.small[i], Kept()
+        sums = conv.convolved(block, self.spec.sides()[i], self.latent[i], own["in_shift"], maps, PIECE)
+        for piece, (x, z) in enumerate(zip(maps, sums, strict=True)):
+            kept.bits.append(conv.bits_of(x + own["in_shift"], block.beta_a, self.kept))
+            z *= own["scale"]
+            z += own["shift"]
             if block.shortcut:
                 z += shortcut(x, z.shape[1], block.channels)
-                into.values.append(np.minimum(z, 0).astype(self.kept))
-            into.negative.append(np.packbits((z < 0).reshape(len(z), -1), axis=1))
+                kept.values.append(np.minimum(z, 0).astype(self.kept))
+            kept.negative.append(np.packbits((z < 0).reshape(len(z), -1), axis=1))
             x = prelu(z, own["slope"])
             if block.pool:
                 x, place = pool_forward(x, block.pool)
-                into.places += [] if place is None else [place]
-            if i in spec.taps:
-                moments.append(x.mean((1, 2)))
-                if spec.deviation:
-                    moments.append(np.sqrt(x.var((1, 2)) + np.float32(POOL_EPSILON)))
-                    into.output.append(x.astype(self.kept))
-        return x, moments
+                kept.places += [] if place is None else [place]
+            if i in self.spec.taps:
+                tapped = [x.mean((1, 2))]
+                if self.spec.deviation:
+                    tapped.append(np.sqrt(x.var((1, 2)) + np.float32(POOL_EPSILON)))
+                    kept.output.append(x.astype(self.kept))
+                moments[piece] = np.concatenate([moments[piece], *tapped], 1)
+            maps[piece] = x
+        kept.join()
+        return kept
 
     def _forward(self, images: Images) -> tuple[list[Kept], Floats]:
-        """What the backward pass needs, and the features before they are binarized, (n, F)."""
-        before = {} if isinstance(images, Frozen) else self._layers(0, self.first)
-        layers = self._layers(self.first, len(self.spec.blocks))
-        kept, features = [Kept() for _ in self.spec.blocks], []
-        for a in range(0, len(images), PIECE):
-            piece = slice(a, a + PIECE)
-            if isinstance(images, Frozen):
-                x, moments = images.map[piece].astype(np.float32), [images.moments[piece]]
-            else:
-                x, moments = self._through(before, self._stem(images[piece]), None)
-            _, own = self._through(layers, x, kept)
-            features.append(np.concatenate([*moments, *own], 1))
-        for own_kept in kept[self.first :]:
-            own_kept.join()
+        """What the backward pass needs of each block that is trained, and the features before they are binarized,
+        (n, F)."""
+        maps, moments = self._begin(images)
+        kept = [self._block_forward(i, maps, moments) for i in range(self.first, len(self.spec.blocks))]
         scale, shift = self.model.tensors["features.scale"], self.model.tensors["features.shift"]
-        return kept, np.concatenate(features) * scale + shift
+        return kept, np.concatenate(moments) * scale + shift
 
     def _stem(self, tiles: NDArray[np.uint8]) -> Floats:
         tensors, stem = self.model.tensors, self.spec.stem
