@@ -6,7 +6,7 @@ import pytest
 
 from models.errors import ArtifactError
 from onboard.head import head_logits
-from onboard.learner import Learner, State
+from onboard.learner import Learner, State, sign_test
 from tests.scene import (
     AHEAD,
     BASE,
@@ -290,3 +290,10 @@ def test_a_state_of_another_backbone_or_other_classes_is_refused(base):
     for foreign in (small_model(CLASSES, seed=1).with_classes(CLASSES), base.with_classes((*CLASSES, "d"))):
         with pytest.raises(ArtifactError, match="another model"):
             learner_of(foreign).restore(learner.state())
+
+
+def test_sign_test_equals_counting_all_throws():
+    for n in range(1, 11):
+        heads = [bin(throw).count("1") for throw in range(2**n)]
+        for gains in range(n + 1):
+            assert sign_test(gains, n - gains) == sum(h <= gains for h in heads) / 2**n
