@@ -53,7 +53,7 @@ class Likened(Learner):
 
 
 class Floats(Backbone):
-    """Features that are not binarized: 3 kB a sample instead of 0.5."""
+    """Features that are not binarized: 1.6 kB a sample instead of 0.5."""
 
     def __init__(self, seen: Recorded, seed: int) -> None:
         super().__init__(seen, seed)

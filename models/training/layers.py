@@ -27,28 +27,34 @@ class _Binarize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, beta: int) -> Tensor:
         width = x.shape[-1]
-        beta = min(beta, width) or width
-        blocks = _blocks(x, beta)
-        length = torch.full((blocks.shape[-2], 1), beta, dtype=x.dtype, device=x.device)
-        length[-1] -= -width % beta
-        signs = torch.where(blocks < 0, -1.0, 1.0).to(x.dtype)
-        delta = blocks.abs().sum(-1, keepdim=True) / length
-        ctx.save_for_backward(signs, delta, blocks.abs() <= 1, length)
-        out: Tensor = (signs * delta).flatten(-2)[..., :width]
-        return out
+        blocks = _blocks(x, min(beta, width) or width)
+        length = torch.full((blocks.shape[-2], 1), blocks.shape[-1], dtype=x.dtype, device=x.device)
+        length[-1] -= -width % blocks.shape[-1]
+        size = blocks.abs()
+        delta = size.sum(-1, keepdim=True) / length
+        signs = torch.ones((), dtype=x.dtype, device=x.device).copysign(blocks + 0.0)  # -0.0 + 0.0 is 0.0: positive
+        ctx.save_for_backward(signs, delta, size <= 1, length)
+        return _rows(signs * delta, width)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         signs, delta, passes, length = ctx.saved_tensors
         blocks = _blocks(grad, signs.shape[-1])
-        out = signs * ((blocks * signs).sum(-1, keepdim=True) / length) + delta * blocks * passes
-        return out.flatten(-2)[..., : grad.shape[-1]], None
+        out = signs * ((blocks * signs).sum(-1, keepdim=True) / length)
+        out.addcmul_(blocks * passes, delta)
+        return _rows(out, grad.shape[-1]), None
 
 
 def _blocks(x: Tensor, beta: int) -> Tensor:
     """(..., K) -> (..., ceil(K/beta), beta), zeros behind the last entry."""
-    out: Tensor = F.pad(x, (0, -x.shape[-1] % beta)).unflatten(-1, (-1, beta))  # type: ignore[no-untyped-call]
-    return out
+    behind = -x.shape[-1] % beta
+    out: Tensor = F.pad(x, (0, behind)) if behind else x
+    return out.unflatten(-1, (-1, beta))  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _rows(blocks: Tensor, width: int) -> Tensor:
+    """Back from `_blocks`."""
+    return blocks.flatten(-2)[..., :width]
 
 
 def binarize(x: Tensor, beta: int) -> Tensor:
