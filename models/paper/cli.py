@@ -202,16 +202,20 @@ def _betas(args: argparse.Namespace) -> int:
     from models.paper import betas
 
     rows = betas.curve(schedule, args.out)
-    note = f"percent of the test images, packed; ms: {betas.TILES} tiles, one thread; front: none is better in both"
+    note = (
+        f"percent of the test images, packed; chance: one standard error of so few; ms: {betas.TILES} tiles, one "
+        "thread; front: none is better in both"
+    )
     report.show("Accuracy against time over beta_a: the default backbone, no teacher", rows, note)
 
     def draw(axes: Any) -> None:
-        spread = [row["spread"] or 0 for row in rows]
-        axes.errorbar([row["ms"] for row in rows], [row["accuracy"] for row in rows], yerr=spread, fmt="o-", capsize=3)
         for row in rows:
+            colour = "C0" if row["front"] else "gray"
+            axes.errorbar(row["ms"], row["accuracy"], yerr=row["chance"], fmt="o", color=colour, capsize=3)
             axes.annotate(f"{row['beta_a']}", (row["ms"], row["accuracy"]), (6, 6), textcoords="offset points")
+        axes.set_xscale("log")
         axes.set_xlabel(f"ms for {betas.TILES} tiles")
-        axes.set_ylabel("test accuracy, percent")
+        axes.set_ylabel("test accuracy, percent, with one standard error")
 
     report.save(args.out, "betas", rows, draw)
     return 0
