@@ -10,12 +10,13 @@ from collections.abc import Callable
 
 import numpy as np
 from msgspec.structs import replace
+from numpy.typing import NDArray
 
 from benchmarks.learning import SEEDS, gain
 from benchmarks.streams import WINDOWS, Backbone, Conditions, Flown, Recorded, Stream, fly, record, streams, wrong
 from models.engine import Engine, Features
 from models.model import Model
-from onboard.learner import Learner
+from onboard.learner import Floats32, Ints, Learner
 from onboard.queries import Asker
 from onboard.replay import Options
 from onboard.scores import macro_f1
@@ -36,7 +37,16 @@ class AtRandom(Asker):
 class Likened(Learner):
     """Labels that look like the last frames count more (importance-weighted memory, after Csaba et al. 2024)."""
 
-    def _fit(self, rows, gram, numbers, denied, weights, judges, classes):  # type: ignore[no-untyped-def]
+    def _fit(
+        self,
+        rows: Floats32,
+        gram: NDArray[np.float64],
+        numbers: Ints,
+        denied: NDArray[np.bool_],
+        weights: NDArray[np.float64],
+        judges: int,
+        classes: tuple[str, ...],
+    ) -> tuple[Model, Ints]:
         values = self._last_values()
         recent = np.concatenate(values)
         if len(recent):
@@ -69,7 +79,7 @@ class Floats(Backbone):
 class Ungated(Learner):
     """Every candidate flies."""
 
-    def _gate(self, candidate, honest, recent):  # type: ignore[no-untyped-def]
+    def _gate(self, candidate: Model, honest: dict[int, str], recent: Floats32) -> str:
         return ""
 
 

@@ -65,8 +65,9 @@ def windows(flown: Flown, seen: Recorded, behind: int) -> list[tuple[float, floa
     out = []
     for part in np.array_split(np.arange(behind, len(seen.truth)), WINDOWS):
         truth = seen.truth[part]
-        out.append(tuple(float((said[part] == truth)[truth != UNKNOWN].mean()) for said in (flown.said, flown.frozen)))
-    return out  # type: ignore[return-value]
+        ours, frozen = (float((said[part] == truth)[truth != UNKNOWN].mean()) for said in (flown.said, flown.frozen))
+        out.append((ours, frozen))
+    return out
 
 
 def rows(seen: Recorded, progress: Callable[[str], None], tiles: int = TILES, seed: int = 0) -> list[dict[str, object]]:
