@@ -158,8 +158,8 @@ class Flight:
     def _ask(self, result: FrameResult, light: Bits, bits: Bits, scales: Scales, values: Floats32) -> tuple[Query, ...]:
         frame, ask = result.frame, self._config.ask
         queries = []
-        affords = partial(self._budget.affords, frame.t_ns)
-        for tile in self._asker.choose(frame.index, self._path, values, result.confidence, affords):
+        most = self._budget.affords(frame.t_ns, len(values))
+        for tile in self._asker.choose(frame.index, self._path, values, result.confidence, most):
             self.questions += 1
             row, col = divmod(tile, result.cols)
             lat, lon = self._place(frame, row, col)

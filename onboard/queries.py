@@ -1,7 +1,6 @@
 """What to ask the operator: the tiles whose answers say most about what the camera sees now."""
 
 from collections import deque
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -65,12 +64,12 @@ class Asker:
         path: Path,
         values: Floats32,
         sure: Floats32,
-        affords: Callable[[int], int] = lambda wanted: wanted,
+        most: int | None = None,
     ) -> list[int]:
         """Tiles of this frame to ask about now; `path` must know the frame.
 
-        values (tiles, F) are its features, sure (tiles,) the probabilities of what is said of them. affords: how many
-        of the questions that are wanted may be asked.
+        values (tiles, F) are its features, sure (tiles,) the probabilities of what is said of them. most: no
+        more than so many, however many are due.
         """
         rows, cols = self._shape
         unit = self._unit(values)
@@ -79,7 +78,7 @@ class Asker:
         wanted = int(self._share * self._tiles + 1e-9) - self._count - self._forgone
         if wanted <= 0:
             return []
-        most = affords(wanted)
+        most = wanted if most is None else min(wanted, most)
         left = [int(tile) for tile in np.flatnonzero(self._fresh(frame, path))] if most else []
         likeness = [_alike(unit, seen.unit) for seen in self._recent] if left else []
         chosen: list[int] = []
