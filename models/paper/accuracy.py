@@ -108,9 +108,7 @@ def table(network: str, rows: list[str], schedule: Schedule, out: Path) -> list[
     done: list[Row] = []
     for entry in entries:
         own = msgspec.structs.replace(recipe, network=recipe.network.with_betas(entry.beta_w, entry.beta_a))
-        seeds = [
-            train_once(msgspec.structs.replace(own, seed=seed), data, out / "runs") for seed in range(schedule.seeds)
-        ]
+        seeds = train_seeds(own, data, schedule.seeds, out)
         best, last, packed = ([100 * run[f"{key}test_accuracy"] for run in seeds] for key in ("best_", "last_", ""))
         done.append(
             {
@@ -121,7 +119,7 @@ def table(network: str, rows: list[str], schedule: Schedule, out: Path) -> list[
                 "best_epoch": statistics.mean(best),
                 "last_epoch": statistics.mean(last),
                 "packed": statistics.mean(packed) if schedule.layout == "channel" else None,
-                "spread": statistics.stdev(last) if len(last) > 1 else None,
+                "spread": spread(last),
                 "seeds": len(seeds),
                 "epochs": own.epochs,
                 "seconds": round(sum(run["train_seconds"] for run in seeds)),
@@ -130,7 +128,17 @@ def table(network: str, rows: list[str], schedule: Schedule, out: Path) -> list[
     return done
 
 
-def train_once(recipe: Recipe, data: datasets.Dataset, folder: Path) -> trainer.Scores:
+def train_seeds(recipe: Recipe, data: datasets.Dataset, seeds: int, out: Path) -> list[trainer.Scores]:
+    """The scores of a recipe with seeds 0, 1, ...; what was trained before, into the same folder, is not again."""
+    return [_train_once(msgspec.structs.replace(recipe, seed=seed), data, out / "runs") for seed in range(seeds)]
+
+
+def spread(values: list[float]) -> float | None:
+    """Deviation over seeds, where there are several."""
+    return statistics.stdev(values) if len(values) > 1 else None
+
+
+def _train_once(recipe: Recipe, data: datasets.Dataset, folder: Path) -> trainer.Scores:
     """One training, kept in a file by all that decides its result, and on the way as a checkpoint.
 
     `test_accuracy` is of the packed network, where it flies; the epochs' are of the net with float scales.

@@ -1,6 +1,9 @@
 """Beyond the paper: what a network's accuracy and its time are at each length beta_a of activation blocks."""
 
+import math
+import statistics
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -8,7 +11,7 @@ import numpy as np
 
 from models.artifact import ZOO
 from models.engine import Engine
-from models.paper.accuracy import Schedule, scheduled, train_once
+from models.paper.accuracy import Schedule, scheduled, spread, train_seeds
 from models.paper.report import Row
 from models.paper.timing import race
 from models.training import datasets, trainer
@@ -31,27 +34,26 @@ def curve(schedule: Schedule, out: Path) -> list[Row]:
     recipes = [_with_beta_a(recipe, beta) for beta in BETAS]
     seconds = _times(recipes)
     data = datasets.load(recipe.dataset, recipe.network.input_size)
-    rows: list[dict[str, object]] = []
-    for beta, own in zip(BETAS, recipes, strict=True):
-        seeds = [
-            train_once(msgspec.structs.replace(own, seed=seed), data, out / "runs") for seed in range(schedule.seeds)
-        ]
-        right = [run["test_accuracy"] for run in seeds]
-        share = float(np.mean(right))
-        rows.append(
-            {
-                "beta_a": beta or "pixel",
-                "accuracy": 100 * share,
-                "chance": 100 * float(np.sqrt(share * (1 - share) / data.test.sum())),
-                "spread": 100 * float(np.std(right, ddof=1)) if len(right) > 1 else None,
-                "ms": 1e3 * seconds[beta],
-                "times_slower": seconds[beta] / seconds[0],
-                "seeds": len(seeds),
-                "epochs": own.epochs,
-                "seconds": round(sum(run["train_seconds"] for run in seeds)),
-            }
-        )
-    return [{**row, "front": front} for row, front in zip(rows, _front(rows), strict=True)]
+    runs = [train_seeds(own, data, schedule.seeds, out) for own in recipes]
+    points = [
+        (seconds[beta], statistics.mean(run["test_accuracy"] for run in seeds))
+        for beta, seeds in zip(BETAS, runs, strict=True)
+    ]
+    return [
+        {
+            "beta_a": beta or "pixel",
+            "accuracy": 100 * share,
+            "chance": 100 * math.sqrt(share * (1 - share) / data.test.sum()),
+            "spread": spread([100 * run["test_accuracy"] for run in seeds]),
+            "ms": 1e3 * own_s,
+            "times_slower": own_s / seconds[0],
+            "seeds": len(seeds),
+            "epochs": recipe.epochs,
+            "seconds": round(sum(run["train_seconds"] for run in seeds)),
+            "front": not any(other_s < own_s and other > share for other_s, other in points),
+        }
+        for beta, seeds, (own_s, share) in zip(BETAS, runs, points, strict=True)
+    ]
 
 
 def _with_beta_a(recipe: Recipe, beta: int) -> Recipe:
@@ -64,12 +66,5 @@ def _times(recipes: Sequence[Recipe]) -> dict[int, float]:
     size = recipes[0].network.input_size
     tiles = np.random.default_rng(0).integers(0, 256, (TILES, size, size, 3), np.uint8)
     engines = [Engine(trainer.finished(Net(recipe.network, 2), ("a", "b"))) for recipe in recipes]
-    calls = {
-        str(beta): lambda engine=engine: engine.features(tiles) for beta, engine in zip(BETAS, engines, strict=True)
-    }
+    calls = {str(beta): partial(engine.features, tiles) for beta, engine in zip(BETAS, engines, strict=True)}
     return {int(beta): seconds for beta, seconds in race(calls, TURNS).items()}
-
-
-def _front(rows: Sequence[Row]) -> list[bool]:
-    points = [(float(str(row["ms"])), float(str(row["accuracy"]))) for row in rows]
-    return [not any(ms < own_ms and score > own for ms, score in points) for own_ms, own in points]
