@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,9 +20,8 @@ from benchmarks.streams import Backbone, Conditions, Recorded, Stream, fly, reco
 from models.engine import Engine, Features
 from models.network import HEAD_STEP
 from models.ondevice.trainer import Frozen, OnDevice
-from onboard.exposure import apply
 from onboard.learner import HISTORY_FRAMES, GivenLabel, Learner, Observation
-from onboard.turned import QUARTERS
+from onboard.turned import QUARTERS, turns
 
 EVERY = 16
 STEPS = 3
@@ -60,12 +60,10 @@ class Retrained(Backbone):
 
     def samples(self, index: int, tile: int, bits: bytes, scales: bytes) -> tuple[bytes, bytes]:
         """By the model as it is now."""
-        return packed(self._engine.features(self._turns(index, tile)))
+        return self._engine.features(self._turns(index, tile)).packed()
 
     def _turns(self, index: int, tile: int) -> NDArray[np.uint8]:
-        turned = np.stack([np.rot90(self.seen.tiles[index][tile], quarters) for quarters in (0, *QUARTERS)])
-        apply(self.seen.light[index], turned)
-        return turned
+        return turns(self.seen.tiles[index][tile], self.seen.light[index], (0, *QUARTERS))
 
     def learn(self, learner: Learner, index: int, arrived: list[GivenLabel]) -> Learner:
         """Train the last block where there are enough new labels, and take every feature anew."""
@@ -115,11 +113,10 @@ class Retrained(Backbone):
         for frame in range(max(0, index + 1 - HISTORY_FRAMES), index + 1):
             motion = seen.motion[frame]
             raw = None if motion is None else motion.tobytes()
-            fresh.observe(Observation(1, frame, *packed(engine.features(self.lit(frame))), raw))
+            fresh.observe(Observation(1, frame, *engine.features(self.lit(frame)).packed(), raw))
         for given, _, tiles, _ in self._labelled:
-            bits, scales = packed(engine.features(tiles))
-            own = given.position, given.id, given.frame, given.tile, given.answer
-            fresh.label(GivenLabel(*own, bits, scales))
+            bits, scales = engine.features(tiles).packed()
+            fresh.label(msgspec.structs.replace(given, bits=bits, scales=scales))
         fresh.position = learner.position
         fresh.step()
         return fresh
@@ -135,11 +132,6 @@ class Signs(Retrained):
 
     scope = "signs"
     rate = 0.001
-
-
-def packed(features: Features) -> tuple[bytes, bytes]:
-    """Bits and scales as the label log keeps them."""
-    return features.bits.tobytes(), features.scales.astype(np.float16).tobytes()
 
 
 def _columns(pairs: list[tuple[Frozen, int]]) -> list[list[tuple[NDArray[np.floating], int]]]:

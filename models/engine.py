@@ -41,6 +41,10 @@ class Features:
         spread: Floats = np.repeat(self.scales, self.beta or self.count, axis=1)[:, : self.count]
         return unpack_signs(self.bits, self.count) * spread
 
+    def packed(self) -> tuple[bytes, bytes]:
+        """Bits and scales as raw bytes, the scales as float16: what label log and learner keep."""
+        return self.bits.tobytes(), self.scales.astype(np.float16).tobytes()
+
 
 class Engine:
     """A model, ready to run. `threads` is how many compute; safe to call from several threads, one after another.

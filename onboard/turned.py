@@ -1,5 +1,7 @@
 """A labelled tile turned by quarters: seen from above the ground has no up, so one answer is worth four samples."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -10,6 +12,13 @@ from onboard.exposure import apply
 QUARTERS = (1, 2, 3)
 
 Image = NDArray[np.uint8]
+
+
+def turns(tile: Image, light: Image, quarters: Sequence[int]) -> Image:
+    """A tile (S, S, 3) as it was cut, turned by each of these quarters, in the light (1, 256, 3) of its frame."""
+    turned = np.stack([np.rot90(tile, number) for number in quarters])
+    apply(light, turned)
+    return turned
 
 
 class Turned:
@@ -24,7 +33,5 @@ class Turned:
 
         tile: uint8 (S, S, 3) as it was cut; light: the table (1, 256, 3) that its frame went through.
         """
-        turned = np.stack([np.rot90(tile, quarters) for quarters in QUARTERS])
-        apply(light, turned)
-        features = self._engine.features(turned)
-        return bits + features.bits.tobytes(), scales + features.scales.astype(np.float16).tobytes()
+        own_bits, own_scales = self._engine.features(turns(tile, light, QUARTERS)).packed()
+        return bits + own_bits, scales + own_scales
