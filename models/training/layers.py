@@ -6,6 +6,7 @@ Latent weights are float (out, k, k, in), so that blocks run along K = (kh, kw, 
 # Whether torch is installed decides which ignores below are needed, so none is reported as unused.
 # mypy: no-warn-unused-ignores
 
+import math
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from models.binarize import Layout
 from models.network import POOL_EPSILON, STEM_MAX, Block, NetworkSpec, Pool, Stem, packed_weight
+from models.training import elementwise
 
 SPREAD = 64.0
 """Pixels are trained on as (x - mean) / SPREAD, which keeps them near 1; the stem's scale takes it in."""
@@ -26,23 +28,38 @@ class _Binarize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, beta: int) -> Tensor:
-        width = x.shape[-1]
-        blocks = _blocks(x, min(beta, width) or width)
-        length = torch.full((blocks.shape[-2], 1), blocks.shape[-1], dtype=x.dtype, device=x.device)
-        length[-1] -= -width % blocks.shape[-1]
-        size = blocks.abs()
-        delta = size.sum(-1, keepdim=True) / length
-        signs = torch.ones((), dtype=x.dtype, device=x.device).copysign(blocks + 0.0)  # -0.0 + 0.0 is 0.0: positive
-        ctx.save_for_backward(signs, delta, size <= 1, length)
-        return _rows(signs * delta, width)
+        ctx.beta = min(beta, x.shape[-1]) or x.shape[-1]
+        if elementwise.taken(x):
+            x = x.contiguous()
+            out = torch.empty_like(x)
+            elementwise.over_rows(elementwise.binarize, x, out, beta=ctx.beta)
+        else:
+            _, signs, delta, _ = _parts(x, ctx.beta)
+            out = _rows(signs * delta, x.shape[-1])
+        ctx.save_for_backward(x)
+        return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        signs, delta, passes, length = ctx.saved_tensors
-        blocks = _blocks(grad, signs.shape[-1])
-        out = signs * ((blocks * signs).sum(-1, keepdim=True) / length)
-        out.addcmul_(blocks * passes, delta)
+        (x,) = ctx.saved_tensors
+        if elementwise.taken(x):
+            out = torch.empty_like(x)
+            grad = grad.to(x.dtype).contiguous()
+            elementwise.over_rows(elementwise.binarize_backward, x, grad, out, beta=ctx.beta)
+            return out, None
+        size, signs, delta, length = _parts(x, ctx.beta)
+        blocks = _blocks(grad, ctx.beta)
+        out = signs * ((blocks * signs).sum(-1, keepdim=True) / length) + blocks * (size <= 1) * delta
         return _rows(out, grad.shape[-1]), None
+
+
+def _parts(x: Tensor, beta: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """|x|, its signs, and of each block delta and length."""
+    blocks = _blocks(x, beta)
+    length = torch.full((blocks.shape[-2], 1), beta, dtype=x.dtype, device=x.device)
+    length[-1] -= -x.shape[-1] % beta
+    signs = torch.ones((), dtype=x.dtype, device=x.device).copysign(blocks + 0.0)  # -0.0 + 0.0 is 0.0: positive
+    return blocks.abs(), signs, blocks.abs().sum(-1, keepdim=True) / length, length
 
 
 def _blocks(x: Tensor, beta: int) -> Tensor:
@@ -65,6 +82,45 @@ def binarize(x: Tensor, beta: int) -> Tensor:
 def quantize(x: Tensor, beta: int) -> Tensor:
     """`binarize`, but a layer at beta = 1 is in full precision: eq. 5 would count its gradient twice within [-1, 1]."""
     return x if beta == 1 else binarize(x, beta)
+
+
+class _PReLU(torch.autograd.Function):
+    """x of (..., C), times the slope of its channel where it is negative."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, slope: Tensor) -> Tensor:
+        x = x.contiguous()
+        # A kernel likes long rows: those of a few channels are taken several at a time.
+        ctx.abreast = math.gcd(x.numel() // len(slope), 64)
+        ctx.save_for_backward(x, slope)
+        out = torch.empty_like(x)
+        elementwise.over_rows(elementwise.prelu, *_abreast(ctx.abreast, x, out), slope=_slopes(slope, ctx.abreast))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        x, slope = ctx.saved_tensors
+        out = torch.empty_like(x)
+        grad = grad.to(x.dtype).contiguous()
+        rows = _abreast(ctx.abreast, x, grad, out)
+        sums = elementwise.over_rows(elementwise.prelu_backward, *rows, slope=_slopes(slope, ctx.abreast))
+        return out, torch.from_numpy(np.sum(sums, 0).reshape(ctx.abreast, -1).sum(0))
+
+
+def _abreast(count: int, *tensors: Tensor) -> list[Tensor]:
+    return [tensor.view(-1, count * tensor.shape[-1]) for tensor in tensors]
+
+
+def _slopes(slope: Tensor, count: int) -> NDArray[np.float32]:
+    return np.tile(slope.detach().numpy(), count)
+
+
+def prelu(x: Tensor, slope: Tensor) -> Tensor:
+    """`torch.nn.functional.prelu` of (N, C, H, W)."""
+    if not (elementwise.taken(x) and slope.dtype == torch.float32):
+        return F.prelu(x, slope.to(x.dtype))
+    out: Tensor = _PReLU.apply(x.permute(0, 2, 3, 1), slope)  # type: ignore[no-untyped-call]
+    return out.permute(0, 3, 1, 2)
 
 
 class _Round(torch.autograd.Function):
@@ -137,9 +193,10 @@ class BinaryBlock(nn.Module):
 
     def binary_input(self, x: Tensor) -> Tensor:
         """(N, Cin, H, W) in blocks along the channels, or along the lines (`NetworkSpec.layout`)."""
+        shift = self.in_shift.to(x.dtype)
         if self.layout == "row" and x.shape[3] > 1:
-            return quantize(x + self.in_shift[:, None, None], self.spec.beta_a)
-        return quantize(x.permute(0, 2, 3, 1) + self.in_shift, self.spec.beta_a).permute(0, 3, 1, 2)
+            return quantize(x + shift[:, None, None], self.spec.beta_a)
+        return quantize(x.permute(0, 2, 3, 1) + shift, self.spec.beta_a).permute(0, 3, 1, 2)
 
     def forward(self, x: Tensor, near: Tensor | None = None) -> Tensor:
         """(N, Cin, H, W), and what the shortcut begins with where that is not x -> (N, Cout, H', W')."""
@@ -150,7 +207,7 @@ class BinaryBlock(nn.Module):
             near = x if near is None else near
             near = F.avg_pool2d(near, 2) if near.shape[2] > y.shape[2] else near
             y = y + near.repeat(1, -(-spec.channels // near.shape[1]), 1, 1)[:, : spec.channels]
-        return pool(self.act(y), spec.pool)
+        return pool(prelu(y, self.act.weight), spec.pool)
 
 
 class Net(nn.Module):
@@ -169,7 +226,7 @@ class Net(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """The feature vector before it is binarized, (N, F)."""
-        x = pool(self.stem_act(self.stem_norm(self.stem(x))), self.spec.stem.pool)
+        x = pool(prelu(self.stem_norm(self.stem(x)), self.stem_act.weight), self.spec.stem.pool)
         inputs, pooled = [], []
         for i, block in enumerate(self.blocks):
             inputs.append(x)

@@ -1,0 +1,106 @@
+"""The one-pass kernels of training against the NumPy formula and PyTorch's own operators. Needs PyTorch."""
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install 'hadanet-uav[train]'")
+
+import torch.nn.functional as F  # noqa: E402
+
+from models import binarize as formula  # noqa: E402
+from models.training import elementwise  # noqa: E402
+from models.training.layers import binarize, prelu  # noqa: E402
+
+BFLOAT16 = 2.0**-8
+"""The largest relative error of rounding to bfloat16."""
+
+
+@pytest.fixture(autouse=True)
+def _threads():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def values(seed, *shape, dtype=torch.bfloat16):
+    """Numbers on both sides of the points where the formulas change, and on them: 0, -0, 1, -1."""
+    random = torch.Generator().manual_seed(seed)
+    x = torch.randn(shape, generator=random)
+    special = torch.tensor([0.0, -0.0, 1.0, -1.0])[torch.randint(4, shape, generator=random)]
+    return torch.where(torch.rand(shape, generator=random) < 0.3, special, x).to(dtype)
+
+
+def both_ways(function, x, *more):
+    """The value of function(x, *more), and the gradients with respect to all of them, for one random gradient."""
+    inputs = [tensor.clone().requires_grad_() for tensor in (x, *more)]
+    out = function(*inputs)
+    out.backward(values(1, *out.shape).to(out.dtype))
+    return [out.detach(), *(tensor.grad for tensor in inputs)]
+
+
+@pytest.mark.parametrize("beta", [0, 1, 2, 3, 8, 16, 64])
+@pytest.mark.parametrize("width", [1, 2, 33, 160])
+def test_binarize_in_bfloat16_is_the_formula_rounded_once(beta, width):
+    x, grad = values(0, 50, width), values(1, 50, width)
+    out, slope = both_ways(lambda x: binarize(x, beta), x)
+    assert out.dtype == slope.dtype == torch.bfloat16
+    x, grad = x.double().numpy(), grad.double().numpy()
+    np.testing.assert_allclose(out.double().numpy(), formula.binarize(x, beta), rtol=BFLOAT16)
+    expected = formula.binarize_backward(x, beta, grad)
+    np.testing.assert_allclose(slope.double().numpy(), expected, rtol=BFLOAT16, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (3, 20, 5, 7), (2, 20, 8, 8), (128, 192, 1, 1), (2, 65, 3, 3)])
+def test_prelu_is_that_of_pytorch(shape, dtype):
+    x = values(0, *shape, dtype=dtype).to(memory_format=torch.channels_last)
+    slope = torch.linspace(-0.5, 1.5, shape[1])
+    found = both_ways(prelu, x, slope)
+    assert [tensor.dtype for tensor in found] == [dtype, dtype, torch.float32]
+    wanted = both_ways(F.prelu, x.double(), slope.double())
+    rounded = BFLOAT16 if dtype == torch.bfloat16 else 1e-6
+    for got, expected in zip(found[:2], wanted[:2], strict=True):
+        np.testing.assert_allclose(got.double().numpy(), expected.numpy(), rtol=rounded, atol=1e-7)
+    np.testing.assert_allclose(found[2].double().numpy(), wanted[2].numpy(), rtol=1e-5, atol=1e-4)
+
+
+def test_bfloat16_is_rounded_as_pytorch_rounds_it():
+    """At every exponent, at ties, and for what is not a number."""
+    bits = np.random.default_rng(0).integers(0, 2**32, 200_000, dtype=np.uint32)
+    bits[::3] = bits[::3] & 0xFFFF0000 | 0x8000
+    x = torch.from_numpy(bits.view(np.float32))
+    out = torch.empty_like(x, dtype=torch.bfloat16)
+    for i, value in enumerate(x.numpy()[:2000]):  # without Numba, what the kernels mean
+        assert np.uint16(elementwise.narrow(value, np.uint16())) == x[i].bfloat16().view(torch.uint16) or value != value
+    elementwise.prelu(x.numpy()[None], out.view(torch.uint16).numpy()[None], np.ones(len(x), np.float32))
+    assert torch.equal(out.nan_to_num(7.0), x.bfloat16().nan_to_num(7.0))
+    assert torch.equal(out.isnan(), x.isnan())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_threads_change_nothing_but_the_order_of_sums(dtype, monkeypatch):
+    monkeypatch.setattr(elementwise, "MIN_PIECE", 100)
+    x, slope = values(0, 7, 24, 9, 5, dtype=dtype).to(memory_format=torch.channels_last), torch.linspace(-1, 1, 24)
+    results = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        results.append(both_ways(prelu, x, slope) + both_ways(lambda x: binarize(x.permute(0, 2, 3, 1), 2), x))
+    for one, three in zip(*results, strict=True):
+        if one.shape == slope.shape:
+            torch.testing.assert_close(one, three, rtol=1e-5, atol=1e-5)
+        else:
+            assert torch.equal(one, three)
+
+
+def test_no_rows_are_nothing():
+    assert binarize(torch.empty(0, 8), 2).shape == (0, 8)
+    assert prelu(torch.empty(0, 3, 4, 4), torch.ones(3)).shape == (0, 3, 4, 4)
+
+
+def test_what_is_not_finite_stays_so():
+    """A loss that diverges must be seen, not hidden by a kernel."""
+    for dtype in elementwise.DTYPES:
+        x = torch.tensor([[float("nan"), 1.0, float("inf"), 1.0]], dtype=dtype)
+        assert not binarize(x, 2).isfinite().any()
+        found = prelu(x.view(1, 4, 1, 1), torch.ones(4)).flatten()
+        assert torch.equal(found.isfinite(), torch.tensor([False, True, False, True]))
