@@ -16,6 +16,7 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import uuid
@@ -182,15 +183,20 @@ def _row(task: Task, outcome: Outcome) -> Row:
 
 
 def fly(task: bytes, tell: Callable[[Tick], None], stop: Callable[[], bool]) -> Outcome:
-    """Replay the flight of a Task in JSON in a new process; it ends early once `stop` says so."""
+    """Replay the flight of a Task in JSON in a new process; it ends early once `stop` says so.
+
+    Its temporary files lie in a folder of ours, so that none is left where it is killed.
+    """
     command = (sys.executable, "-m", "onboard.fleet", task.decode())
     last: Outcome | None = None
     words: list[str] = []
     if stop():
         return Outcome(error="interrupted")
-    with subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    ) as process:
+    streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with (
+        tempfile.TemporaryDirectory(prefix="hadanet-", ignore_cleanup_errors=True) as folder,
+        subprocess.Popen(command, **streams, env=os.environ | {"TMPDIR": folder}) as process,
+    ):
         try:
             for line in _lines(process, stop):
                 try:
