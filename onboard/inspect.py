@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from models.errors import HadanetError, SourceError
+from onboard.figure import panels, save
 from onboard.frame import Frame, Skipped, Source
 from onboard.sources import media, open_source
 from onboard.sources.bags import BagSource, is_bag, survey
@@ -386,10 +387,7 @@ def _number(value: float | None) -> str:
 
 def draw(telemetry: Telemetry | None, source: str, path: Path) -> None:
     """A picture: the track over ground, coloured by time, with the altitude below. Raises HadanetError."""
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise HadanetError("the picture needs matplotlib: pip install 'hadanet-uav[plot]'") from error
+    figure, top, bottom = panels(8, 8)
     columns = telemetry.series if telemetry else {}
     if "lat_deg" not in columns or "lon_deg" not in columns:
         raise HadanetError(f"{source}: there is no position in it that could be drawn; leave out --picture")
@@ -398,8 +396,6 @@ def draw(telemetry: Telemetry | None, source: str, path: Path) -> None:
     every = slice(None, None, -(-len(t_ns) // DRAWN) or 1)
     t_ns, y_deg, x_deg = t_ns[every], lat.values[here][every], lon.values[there][every]
     zero_ns = int(t_ns[0]) if len(t_ns) else 0
-    figure = Figure(figsize=(8, 8), layout="constrained")
-    top, bottom = figure.subplots(2, 1, height_ratios=(3, 1))
     metres = 111_195.0
     x = (x_deg - x_deg.mean()) * metres * np.cos(np.radians(y_deg.mean())) if len(t_ns) else x_deg
     y = (y_deg - y_deg.mean()) * metres if len(t_ns) else y_deg
@@ -420,13 +416,4 @@ def draw(telemetry: Telemetry | None, source: str, path: Path) -> None:
     else:
         bottom.set_ylabel("no altitude")
     bottom.set_xlabel("seconds")
-    for axes in (top, bottom):
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=110)
-    except OSError as error:
-        raise HadanetError(f"{path}: the picture cannot be written: {error.strerror}") from error
-    except ValueError as error:
-        raise HadanetError(f"{path}: the picture cannot be written: {error}; let its name end in .png") from error
+    save(figure, path)

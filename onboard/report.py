@@ -11,6 +11,7 @@ from rich.table import Table
 
 from models.errors import HadanetError
 from onboard.asflown import AsFlownReport
+from onboard.figure import panels, save
 
 SMOOTH_FRAMES = 5
 """Frames over which the picture averages accuracy."""
@@ -126,13 +127,8 @@ def _as_flown(told: AsFlownReport, model_hash: str) -> str:
 
 def draw(report: Report, path: Path) -> None:
     """A picture of the flight: accuracy of the variants, labels as ticks, bytes sent. Raises HadanetError."""
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise HadanetError("the picture needs matplotlib: pip install 'hadanet-uav[plot]'") from error
     line = report.timeline
-    figure = Figure(figsize=(10, 6), layout="constrained")
-    top, bottom = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
+    figure, top, bottom = panels(10, 6, sharex=True)
     for variant in ("all_labels", "frozen", "smoothed", "adapted"):
         if pairs := line.hits.get(variant):
             right, known = np.array(pairs, np.float64).T
@@ -155,13 +151,4 @@ def draw(report: Report, path: Path) -> None:
     bottom.plot(line.frames, np.array(line.bytes_up) / 1000, color="#4a78c2", lw=1.4)
     bottom.set(xlabel="frame", ylabel="kB sent up", ylim=(0, None))
     figure.legend(*top.get_legend_handles_labels(), loc="outside upper center", ncols=5, fontsize=9, frameon=False)
-    for axes in (top, bottom):
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=110)
-    except OSError as error:
-        raise HadanetError(f"{path}: the picture cannot be written: {error.strerror}") from error
-    except ValueError as error:
-        raise HadanetError(f"{path}: the picture cannot be written: {error}; let its name end in .png") from error
+    save(figure, path)
