@@ -17,9 +17,9 @@ from rich.table import Table
 from models.errors import HadanetError
 
 BENCHMARKS = ("kernels", "network", "training", "delta", "learning", "ablations", "replay")
-ON_REQUEST = ("arm", "ports", "scopes")
-"""Not part of `all`: Arm by a model, which needs what `python -m deploy.arm_tree` makes; instructions by themselves;
-what was tried and does not fly."""
+ON_REQUEST = ("arm", "offline", "ports", "scopes")
+"""Not part of `all`: Arm by a model, which needs what `python -m deploy.arm_tree` makes; training offline, which needs
+PyTorch; instructions by themselves; what was tried and does not fly."""
 ONE_THREAD = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 """Read by the libraries when NumPy is imported: every comparison is on one thread."""
 
