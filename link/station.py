@@ -228,8 +228,8 @@ class StationLink:
         return wait_s
 
     def _turn(self) -> None:
-        names = self._allowed.read()
-        self._answer_calls(names)
+        self._answer_calls()
+        names = self._allowed.read()  # behind the calls: whom one of them let in is among them
         for peer in list(self._peers.values()):
             if peer.route is not None and names.get(peer.key) != peer.name:
                 self._lost(peer)  # its file was deleted or replaced while it was connected
@@ -250,15 +250,18 @@ class StationLink:
             if peer.route is not None:
                 peer.pump.turn(now_s)
 
-    def _answer_calls(self, names: dict[bytes, str]) -> None:
-        """ZAP, RFC 27: libzmq asks for each handshake whether this key may in, and as whom."""
+    def _answer_calls(self) -> None:
+        """ZAP, RFC 27: libzmq asks for each handshake whether this key may in, and as whom.
+
+        The list is read after a call has come, so that a drone that was enrolled just before is not sent away.
+        """
         while True:
             try:
                 version, request, _, address, _, _, key, *_ = self._zap_now.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
             text = z85.encode(key)
-            if text in names:
+            if text in self._allowed.read():
                 answer = [b"200", b"OK", text, b""]
             else:
                 answer = [b"400", b"not enrolled", b"", b""]

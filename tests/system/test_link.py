@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 
 import msgspec
 import pytest
@@ -299,6 +300,25 @@ def test_a_misbehaving_drone_harms_nobody(rig, rogue):
     assert kite.link.flush(20)
     assert station.got == {"kite": [7]}
     assert station.stats("kite").rejected == 0
+
+
+def test_a_drone_that_calls_in_the_moment_it_is_enrolled_is_let_in(rig, rogue, monkeypatch):
+    """Its call comes when the station has just read who is enrolled; a refused handshake is not tried again."""
+    station = rig.station()
+    read, called = station.link._allowed.read, []
+
+    def enrolled_meanwhile():
+        before = read()
+        if not called:
+            called.append(rogue(rig.enroll("crow", station.link.address)))
+            called[0].send(greeting())
+            time.sleep(0.5)  # the handshake comes as far as the question whether it may in
+        return before
+
+    monkeypatch.setattr(station.link._allowed, "read", enrolled_meanwhile)
+    rig.drone(rig.enroll("kite", station.link.address))  # wakes the station
+    rig.watch.until(lambda: len(station.hellos) == 2)
+    assert station.link.refused_calls == 0
 
 
 def test_a_drone_cannot_take_the_route_of_another(rig, rogue):
