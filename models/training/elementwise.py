@@ -8,7 +8,7 @@ Tensors are seen as rows: (M, K) in memory's order, float32, or bfloat16 as the 
 # mypy: no-warn-unused-ignores
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -22,9 +22,13 @@ from torch import Tensor
 from models.jit import kernel
 
 Rows = NDArray[Any]
+Floats = NDArray[np.float32]
+Sums = NDArray[np.float64]
 DTYPES = (torch.float32, torch.bfloat16)
 FAST = {"reassoc", "contract"}
 """Sums may be taken in any order; zeros keep their sign, and what is not finite stays so."""
+SHORT = 64
+"""Rows that are summed in float32 at most: a longer sum would lose its last addends."""
 MIN_PIECE = 1 << 16
 """Entries below which a thread is not worth its start."""
 
@@ -36,15 +40,15 @@ def taken(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype in DTYPES
 
 
-def over_rows(function: Callable[..., Any], *tensors: Tensor, **options: Any) -> list[Any]:
-    """function(*rows, *options) of all tensors, contiguous (..., K), in as many pieces as PyTorch has threads."""
+def over_rows(function: Callable[..., Any], tensors: Sequence[Tensor], *more: Any) -> list[Any]:
+    """function(*rows, *more) of all tensors, contiguous (..., K), in as many pieces as PyTorch has threads."""
     rows = [_rows(tensor) for tensor in tensors]
     count = max(1, min(torch.get_num_threads(), rows[0].size // MIN_PIECE, len(rows[0])))
     edges = [len(rows[0]) * i // count for i in range(count + 1)]
     pieces = [[r[a:b] for r in rows] for a, b in itertools.pairwise(edges)]
     if count == 1:
-        return [function(*pieces[0], *options.values())]
-    return [future.result() for future in [_pool.submit(function, *piece, *options.values()) for piece in pieces]]
+        return [function(*pieces[0], *more)]
+    return [future.result() for future in [_pool.submit(function, *piece, *more) for piece in pieces]]
 
 
 def _rows(x: Tensor) -> Rows:
@@ -148,26 +152,79 @@ def binarize_backward(x: Rows, grad: Rows, out: Rows, beta: int) -> None:
                 to[i] = narrow(_slope(wide(block[i]), wide(slopes[i]), delta, through), to[i])
 
 
-@kernel(fastmath=FAST, _nrt=False)
-def prelu(x: Rows, out: Rows, slope: NDArray[np.float32]) -> None:
-    """out = x, times the slope of its column where it is not positive."""
+@kernel(fastmath=FAST)
+def moments(x: Rows, about: Sums) -> tuple[Sums, Sums]:
+    """Of each column, the sum and the sum of squares of x - about: a value of it, so that squares stay small."""
+    width = x.shape[1]
+    total, square = np.zeros(width), np.zeros(width)
+    part, part_square = np.zeros(width, np.float32), np.zeros(width, np.float32)
     for m in range(x.shape[0]):
-        for i in range(x.shape[1]):
-            value = wide(x[m, i])
-            out[m, i] = narrow(value if value > np.float32(0) else value * slope[i], out[m, i])
+        row = x[m]
+        for i in range(width):
+            part[i] += wide(row[i]) - about[i]
+        for i in range(width):
+            part_square[i] += (wide(row[i]) - about[i]) * (wide(row[i]) - about[i])
+        if m % SHORT == SHORT - 1 or m == x.shape[0] - 1:
+            total += part
+            square += part_square
+            part[:] = part_square[:] = np.float32(0)
+    return total, square
+
+
+@kernel(forceinline=True, _nrt=False)
+def _normalize(x: Rows, near: Rows, m: int, scale: Floats, shift: Floats, y: Floats) -> None:
+    """y = a row of x * scale + shift + near. Loops of few arrays each: LLVM gives up on more that may overlap."""
+    row = x[m]
+    for i in range(len(y)):
+        y[i] = wide(row[i]) * scale[i] + shift[i]
+    if len(near):
+        added = near[m]
+        for i in range(len(y)):
+            y[i] += wide(added[i])
 
 
 @kernel(fastmath=FAST)
-def prelu_backward(x: Rows, grad: Rows, out: Rows, slope: NDArray[np.float32]) -> NDArray[np.float32]:
-    """out = dC/dx of `prelu`; returns dC/dslope of these rows."""
-    zero, sums = np.float32(0), np.zeros(x.shape[1], np.float32)
-    part = np.zeros(x.shape[1], np.float32)
+def norm_prelu(x: Rows, near: Rows, out: Rows, scale: Floats, shift: Floats, slope: Floats) -> None:
+    """out = PReLU(x * scale + shift + near), all of these for each column; near has no rows where there is none."""
+    y = np.empty(x.shape[1], np.float32)
     for m in range(x.shape[0]):
+        _normalize(x, near, m, scale, shift, y)
+        to = out[m]
+        for i in range(len(y)):
+            to[i] = narrow(y[i] if y[i] > np.float32(0) else y[i] * slope[i], to[i])
+
+
+@kernel(fastmath=FAST)
+def norm_prelu_backward(
+    x: Rows, near: Rows, grad: Rows, out: Rows, scale: Floats, shift: Floats, slope: Floats, mean: Floats
+) -> tuple[Sums, Sums, Sums]:
+    """out = dC/dy of y = x * scale + shift + near; of each column the sums of it, of it * (x - mean), and dC/dslope."""
+    zero, width = np.float32(0), x.shape[1]
+    y, parts, sums = np.empty(width, np.float32), np.zeros((3, width), np.float32), np.zeros((3, width))
+    along, across, slopes = parts
+    for m in range(x.shape[0]):
+        _normalize(x, near, m, scale, shift, y)
+        row, back, to = x[m], grad[m], out[m]
+        for i in range(width):
+            slopes[i] += zero if y[i] > zero else wide(back[i]) * y[i]
+        for i in range(width):
+            y[i] = wide(back[i]) if y[i] > zero else wide(back[i]) * slope[i]
+        for i in range(width):
+            to[i] = narrow(y[i], to[i])
+        for i in range(width):
+            along[i] += y[i]
+        for i in range(width):
+            across[i] += y[i] * (wide(row[i]) - mean[i])
+        if m % SHORT == SHORT - 1 or m == x.shape[0] - 1:
+            sums += parts
+            parts[:] = zero
+    return sums[0], sums[1], sums[2]
+
+
+@kernel(fastmath=FAST, _nrt=False)
+def combine(x: Rows, y: Rows, out: Rows, a: Floats, b: Floats, c: Floats) -> None:
+    """out = a * x + b * y + c of each column."""
+    for m in range(x.shape[0]):
+        left, right, to = x[m], y[m], out[m]
         for i in range(x.shape[1]):
-            value, g = wide(x[m, i]), wide(grad[m, i])
-            out[m, i] = narrow(g if value > zero else g * slope[i], out[m, i])
-            part[i] += zero if value > zero else g * value
-        if m % 64 == 63:  # short sums first: a long one in float32 would lose its last addends
-            sums += part
-            part[:] = zero
-    return sums + part
+            to[i] = narrow(a[i] * wide(left[i]) + b[i] * wide(right[i]) + c[i], to[i])

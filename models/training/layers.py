@@ -7,6 +7,7 @@ Latent weights are float (out, k, k, in), so that blocks run along K = (kh, kw, 
 # mypy: no-warn-unused-ignores
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,10 @@ SPREAD = 64.0
 """Pixels are trained on as (x - mean) / SPREAD, which keeps them near 1; the stem's scale takes it in."""
 
 
+LONG = 1024
+"""Entries of a row that stay in the nearest cache, with what is summed of them."""
+
+
 class _Binarize(torch.autograd.Function):
     """Blocks of beta along the last axis, 0 for the whole axis: eq. 1 and 2 forward, eq. 5 and 6 backward."""
 
@@ -32,7 +37,7 @@ class _Binarize(torch.autograd.Function):
         if elementwise.taken(x):
             x = x.contiguous()
             out = torch.empty_like(x)
-            elementwise.over_rows(elementwise.binarize, x, out, beta=ctx.beta)
+            elementwise.over_rows(elementwise.binarize, (x, out), ctx.beta)
         else:
             _, signs, delta, _ = _parts(x, ctx.beta)
             out = _rows(signs * delta, x.shape[-1])
@@ -45,7 +50,7 @@ class _Binarize(torch.autograd.Function):
         if elementwise.taken(x):
             out = torch.empty_like(x)
             grad = grad.to(x.dtype).contiguous()
-            elementwise.over_rows(elementwise.binarize_backward, x, grad, out, beta=ctx.beta)
+            elementwise.over_rows(elementwise.binarize_backward, (x, grad, out), ctx.beta)
             return out, None
         size, signs, delta, length = _parts(x, ctx.beta)
         blocks = _blocks(grad, ctx.beta)
@@ -84,43 +89,90 @@ def quantize(x: Tensor, beta: int) -> Tensor:
     return x if beta == 1 else binarize(x, beta)
 
 
-class _PReLU(torch.autograd.Function):
-    """x of (..., C), times the slope of its channel where it is negative."""
+class _NormPReLU(torch.autograd.Function):
+    """PReLU(BatchNorm(x) + near) of (..., C); near may be None. mean, inverse: of x and of its deviation, (C,).
+
+    constant: mean and deviation are what was kept, and do not depend on x.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, slope: Tensor) -> Tensor:
-        x = x.contiguous()
-        # A kernel likes long rows: those of a few channels are taken several at a time.
-        ctx.abreast = math.gcd(x.numel() // len(slope), 64)
-        ctx.save_for_backward(x, slope)
-        out = torch.empty_like(x)
-        elementwise.over_rows(elementwise.prelu, *_abreast(ctx.abreast, x, out), slope=_slopes(slope, ctx.abreast))
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        near: Tensor | None,
+        weight: Tensor,
+        bias: Tensor,
+        slope: Tensor,
+        mean: Tensor,
+        inverse: Tensor,
+        constant: bool,
+    ) -> Tensor:
+        ctx.constant, ctx.near = constant, near is not None
+        near = x.new_empty(0, x.shape[-1]) if near is None else near.contiguous()
+        scale, out = weight * inverse, torch.empty_like(x)
+        shift = bias - mean * scale
+        ctx.save_for_backward(x, near, scale, shift, slope, mean, inverse)
+        _over_columns(elementwise.norm_prelu, (x, near, out), scale, shift, slope)
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        x, slope = ctx.saved_tensors
-        out = torch.empty_like(x)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, near, scale, shift, slope, mean, inverse = ctx.saved_tensors
+        inside, out = torch.empty_like(x), torch.empty_like(x)
         grad = grad.to(x.dtype).contiguous()
-        rows = _abreast(ctx.abreast, x, grad, out)
-        sums = elementwise.over_rows(elementwise.prelu_backward, *rows, slope=_slopes(slope, ctx.abreast))
-        return out, torch.from_numpy(np.sum(sums, 0).reshape(ctx.abreast, -1).sum(0))
+        rows = x, near, grad, inside
+        along, across, slopes = _over_columns(elementwise.norm_prelu_backward, rows, scale, shift, slope, mean)
+        share = 0.0 if ctx.constant else scale * x.shape[-1] / x.numel()
+        of_x = -share * inverse.square() * across
+        _over_columns(elementwise.combine, (inside, x, out), scale, of_x, -share * along - of_x * mean)
+        return out, inside if ctx.near else None, across * inverse, along, slopes, None, None, None
 
 
-def _abreast(count: int, *tensors: Tensor) -> list[Tensor]:
-    return [tensor.view(-1, count * tensor.shape[-1]) for tensor in tensors]
+def _over_columns(function: Callable[..., Any], tensors: Sequence[Tensor], *columns: Tensor) -> list[Tensor]:
+    """`elementwise.over_rows` of tensors (..., C), and the sums that it returns, (C,). columns: (C,) each."""
+    width = tensors[0].shape[-1]
+    # A kernel likes long rows: those of a few channels are taken several at a time.
+    abreast = math.gcd(tensors[0].numel() // width, 1 << max(0, (LONG // width).bit_length() - 1))
+    length = abreast * width
+    rows = [tensor.view(tensor.numel() // length, length) for tensor in tensors]
+    tiled = [np.tile(column.detach().numpy(), abreast) for column in columns]
+    sums = [piece for piece in elementwise.over_rows(function, rows, *tiled) if piece]
+    return [
+        torch.from_numpy(np.sum(parts, 0).reshape(abreast, width).sum(0)).float() for parts in zip(*sums, strict=True)
+    ]
 
 
-def _slopes(slope: Tensor, count: int) -> NDArray[np.float32]:
-    return np.tile(slope.detach().numpy(), count)
-
-
-def prelu(x: Tensor, slope: Tensor) -> Tensor:
-    """`torch.nn.functional.prelu` of (N, C, H, W)."""
-    if not (elementwise.taken(x) and slope.dtype == torch.float32):
-        return F.prelu(x, slope.to(x.dtype))
-    out: Tensor = _PReLU.apply(x.permute(0, 2, 3, 1), slope)  # type: ignore[no-untyped-call]
+def norm_prelu(norm: nn.BatchNorm2d, act: nn.PReLU, x: Tensor, near: Tensor | None = None) -> Tensor:
+    """act(norm(x) + near) of (N, C, H, W), in few passes over memory; norm's running statistics follow."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    assert norm.num_batches_tracked is not None
+    assert norm.momentum is not None
+    if not (elementwise.taken(x) and act.weight.dtype == torch.float32 and x.numel() > x.shape[1]):
+        y = norm(x)
+        return F.prelu(y if near is None else y + near, act.weight.to(y.dtype))
+    rows = x.permute(0, 2, 3, 1).contiguous()
+    mean, variance = norm.running_mean, norm.running_var
+    if norm.training:
+        mean, variance = _moments(rows)
+        with torch.no_grad():
+            count = x.numel() // x.shape[1]
+            norm.running_mean.lerp_(mean, norm.momentum)
+            norm.running_var.lerp_(variance * count / (count - 1), norm.momentum)
+            norm.num_batches_tracked.add_(1)
+    inverse = (variance + norm.eps).rsqrt()
+    near = None if near is None else near.to(x.dtype).permute(0, 2, 3, 1)
+    columns = norm.weight, norm.bias, act.weight, mean, inverse
+    out: Tensor = _NormPReLU.apply(rows, near, *columns, not norm.training)  # type: ignore[no-untyped-call]
     return out.permute(0, 3, 1, 2)
+
+
+def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of (..., C), each (C,)."""
+    about = x.detach().flatten(0, -2)[0].float()
+    total, square = _over_columns(elementwise.moments, (x,), about)
+    count = x.numel() // x.shape[-1]
+    return about + total / count, ((square - total.square() / count) / count).clamp_min(0)
 
 
 class _Round(torch.autograd.Function):
@@ -205,16 +257,19 @@ class BinaryBlock(nn.Module):
             return quantize(x + shift[:, None, None], self.spec.beta_a)
         return quantize(x.permute(0, 2, 3, 1) + shift, self.spec.beta_a).permute(0, 3, 1, 2)
 
+    def _shortcut(self, near: Tensor, side: int) -> Tensor:
+        """`near` as it is added to the block's sums: at most this side, and as many channels, repeated."""
+        near = F.avg_pool2d(near, 2) if near.shape[2] > side else near
+        times = -(-self.spec.channels // near.shape[1])
+        return torch.cat([near] * times, 1)[:, : self.spec.channels] if times > 1 else near[:, : self.spec.channels]
+
     def forward(self, x: Tensor, near: Tensor | None = None) -> Tensor:
         """(N, Cin, H, W), and what the shortcut begins with where that is not x -> (N, Cout, H', W')."""
         spec = self.spec
         weight = self.weight.permute(0, 3, 1, 2) if self.real_weight else self.binary_weight()
-        y = self.norm(_convolved(self.binary_input(x), weight, spec))
-        if spec.shortcut:
-            near = x if near is None else near
-            near = F.avg_pool2d(near, 2) if near.shape[2] > y.shape[2] else near
-            y = y + near.repeat(1, -(-spec.channels // near.shape[1]), 1, 1)[:, : spec.channels]
-        return pool(prelu(y, self.act.weight), spec.pool)
+        y = _convolved(self.binary_input(x), weight, spec)
+        near = self._shortcut(x if near is None else near, y.shape[2]) if spec.shortcut else None
+        return pool(norm_prelu(self.norm, self.act, y, near), spec.pool)
 
 
 class Net(nn.Module):
@@ -233,7 +288,7 @@ class Net(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """The feature vector before it is binarized, (N, F)."""
-        x = pool(prelu(self.stem_norm(self.stem(x)), self.stem_act.weight), self.spec.stem.pool)
+        x = pool(norm_prelu(self.stem_norm, self.stem_act, self.stem(x)), self.spec.stem.pool)
         inputs, pooled = [], []
         for i, block in enumerate(self.blocks):
             inputs.append(x)

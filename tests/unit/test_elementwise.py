@@ -5,11 +5,10 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install 'hadanet-uav[train]'")
 
-import torch.nn.functional as F  # noqa: E402
 
 from models import binarize as formula  # noqa: E402
 from models.training import elementwise  # noqa: E402
-from models.training.layers import binarize, prelu  # noqa: E402
+from models.training.layers import binarize, norm_prelu  # noqa: E402
 
 BFLOAT16 = 2.0**-8
 """The largest relative error of rounding to bfloat16."""
@@ -50,18 +49,46 @@ def test_binarize_in_bfloat16_is_the_formula_rounded_once(beta, width):
     np.testing.assert_allclose(slope.double().numpy(), expected, rtol=BFLOAT16, atol=1e-6)
 
 
+def layers(channels, dtype=torch.float32):
+    """A BatchNorm and a PReLU with a value of its own in each channel."""
+    norm, act = torch.nn.BatchNorm2d(channels, dtype=dtype), torch.nn.PReLU(channels, dtype=dtype)
+    with torch.no_grad():
+        norm.weight.copy_(torch.linspace(-0.7, 1.6, channels))
+        norm.bias.copy_(torch.linspace(0.6, -0.4, channels))
+        act.weight.copy_(torch.linspace(-0.5, 1.5, channels))
+    return norm, act
+
+
+def through(function, x, near, training, dtype=torch.float32):
+    """What comes out of a norm and a PReLU, twice in a row, all gradients, and the running statistics."""
+    norm, act = layers(x.shape[1], dtype)
+    inputs = [tensor.detach().clone().requires_grad_() for tensor in (x, near) if tensor is not None]
+    for mode in (True, training):
+        norm.train(mode)
+        out = function(norm, act, *inputs)
+    out.backward(values(1, *out.shape).to(out.dtype))
+    gradients = [tensor.grad for tensor in (*inputs, norm.weight, norm.bias, act.weight)]
+    return [out.detach(), *gradients, norm.running_mean, norm.running_var, norm.num_batches_tracked]
+
+
+def in_pytorch(norm, act, x, near=None):
+    return act(norm(x) if near is None else norm(x) + near)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (3, 20, 5, 7), (2, 20, 8, 8), (128, 192, 1, 1), (2, 65, 3, 3)])
-def test_prelu_is_that_of_pytorch(shape, dtype):
-    x = values(0, *shape, dtype=dtype).to(memory_format=torch.channels_last)
-    slope = torch.linspace(-0.5, 1.5, shape[1])
-    found = both_ways(prelu, x, slope)
-    assert [tensor.dtype for tensor in found] == [dtype, dtype, torch.float32]
-    wanted = both_ways(F.prelu, x.double(), slope.double())
-    rounded = BFLOAT16 if dtype == torch.bfloat16 else 1e-6
-    for got, expected in zip(found[:2], wanted[:2], strict=True):
-        np.testing.assert_allclose(got.double().numpy(), expected.numpy(), rtol=rounded, atol=1e-7)
-    np.testing.assert_allclose(found[2].double().numpy(), wanted[2].numpy(), rtol=1e-5, atol=1e-4)
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("shortcut", [True, False])
+@pytest.mark.parametrize("shape", [(5, 1, 1, 1), (3, 20, 5, 7), (2, 20, 8, 8), (128, 192, 1, 1), (2, 65, 3, 3)])
+def test_norm_and_prelu_are_those_of_pytorch(shape, shortcut, training, dtype):
+    x = (values(0, *shape, dtype=torch.float32) * 3 + torch.linspace(-40, 40, shape[1])[:, None, None]).to(dtype)
+    near = values(2, *shape, dtype=dtype) if shortcut else None
+    found = through(norm_prelu, x.to(memory_format=torch.channels_last), near, training)
+    assert [tensor.dtype for tensor in found[:3]] == [dtype] * (3 if shortcut else 2) + [torch.float32] * (not shortcut)
+    wanted = through(in_pytorch, x.double(), None if near is None else near.double(), training, torch.float64)
+    for got, expected in zip(found, wanted, strict=True):
+        size = max(1e-3, expected.abs().double().amax().item())  # a sum, or a difference of such, is as exact as it is
+        rounded = 3 * BFLOAT16 if dtype == torch.bfloat16 else 1e-5
+        np.testing.assert_allclose(got.double().numpy(), expected.double().numpy(), rtol=rounded, atol=rounded * size)
 
 
 def test_bfloat16_is_rounded_as_pytorch_rounds_it():
@@ -72,7 +99,9 @@ def test_bfloat16_is_rounded_as_pytorch_rounds_it():
     out = torch.empty_like(x, dtype=torch.bfloat16)
     for i, value in enumerate(x.numpy()[:2000]):  # without Numba, what the kernels mean
         assert np.uint16(elementwise.narrow(value, np.uint16())) == x[i].bfloat16().view(torch.uint16) or value != value
-    elementwise.prelu(x.numpy()[None], out.view(torch.uint16).numpy()[None], np.ones(len(x), np.float32))
+    same, nothing = np.ones(len(x), np.float32), np.zeros(len(x), np.float32)
+    rows = x.numpy()[None], out.view(torch.uint16).numpy()[None]
+    elementwise.combine(rows[0], rows[0], rows[1], same, nothing, nothing)
     assert torch.equal(out.nan_to_num(7.0), x.bfloat16().nan_to_num(7.0))
     assert torch.equal(out.isnan(), x.isnan())
 
@@ -80,21 +109,23 @@ def test_bfloat16_is_rounded_as_pytorch_rounds_it():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_threads_change_nothing_but_the_order_of_sums(dtype, monkeypatch):
     monkeypatch.setattr(elementwise, "MIN_PIECE", 100)
-    x, slope = values(0, 7, 24, 9, 5, dtype=dtype).to(memory_format=torch.channels_last), torch.linspace(-1, 1, 24)
+    x = values(0, 7, 24, 9, 5, dtype=dtype).to(memory_format=torch.channels_last)
     results = []
     for threads in (1, 3):
         torch.set_num_threads(threads)
-        results.append(both_ways(prelu, x, slope) + both_ways(lambda x: binarize(x.permute(0, 2, 3, 1), 2), x))
-    for one, three in zip(*results, strict=True):
-        if one.shape == slope.shape:
-            torch.testing.assert_close(one, three, rtol=1e-5, atol=1e-5)
-        else:
-            assert torch.equal(one, three)
+        binary = both_ways(lambda x: binarize(x.permute(0, 2, 3, 1), 2), x)
+        results.append((binary, through(norm_prelu, x, x, training=True)))
+    for one, three in zip(*(binary for binary, _ in results), strict=True):
+        assert torch.equal(one, three)
+    for one, three in zip(*(found for _, found in results), strict=True):
+        rounded = BFLOAT16 if one.dtype == torch.bfloat16 else 1e-5
+        torch.testing.assert_close(one, three, rtol=rounded, atol=rounded)
 
 
 def test_no_rows_are_nothing():
     assert binarize(torch.empty(0, 8), 2).shape == (0, 8)
-    assert prelu(torch.empty(0, 3, 4, 4), torch.ones(3)).shape == (0, 3, 4, 4)
+    norm, act = layers(3)
+    assert norm_prelu(norm.eval(), act, torch.empty(0, 3, 4, 4)).shape == (0, 3, 4, 4)
 
 
 def test_what_is_not_finite_stays_so():
@@ -102,5 +133,6 @@ def test_what_is_not_finite_stays_so():
     for dtype in elementwise.DTYPES:
         x = torch.tensor([[float("nan"), 1.0, float("inf"), 1.0]], dtype=dtype)
         assert not binarize(x, 2).isfinite().any()
-        found = prelu(x.view(1, 4, 1, 1), torch.ones(4)).flatten()
+        norm, act = layers(4)
+        found = norm_prelu(norm.eval(), act, x.view(1, 4, 1, 1)).flatten()
         assert torch.equal(found.isfinite(), torch.tensor([False, True, False, True]))
