@@ -1,4 +1,4 @@
-"""What training does to every activation, in one pass over memory for each direction, on the CPU.
+"""What training does to every activation between convolutions, in few passes over memory, on the CPU.
 
 PyTorch's operators make a pass for each step of a formula, and blocks of two or slopes of channels are slow in them.
 Tensors are seen as rows: (M, K) in memory's order, float32, or bfloat16 as the 16-bit integers that it is.

@@ -1,4 +1,4 @@
-"""The one-pass kernels of training against the NumPy formula and PyTorch's own operators. Needs PyTorch."""
+"""The kernels of training against the NumPy formula and PyTorch's own operators. Needs PyTorch."""
 
 import numpy as np
 import pytest
