@@ -1,4 +1,5 @@
-"""`python -m benchmarks offline`: a step of `hadanet train` with its kernels between convolutions, and with PyTorch's operators.
+"""`python -m benchmarks offline`: a step of `hadanet train` with the kernels of `models.training.elementwise`,
+and with PyTorch's operators.
 
 The same network, batch and step; the two take turns, step by step, in one process and on one thread, and medians are
 compared. Needs PyTorch (the extra `train`).

@@ -41,16 +41,13 @@ IMAGES = 64
 
 @dataclass
 class Start:
-    """What training begins with. latent: weights of the blocks (O, k, k, C); moments: of each convolution's sums.
+    """What training begins with.
 
     tensors: canonical, without a head; head, bias: of the float network, for features times `features.scale`.
     """
 
     spec: NetworkSpec
     tensors: dict[str, NDArray[np.generic]]
-    stem: Floats
-    latent: list[Floats]
-    moments: list[tuple[Floats, Floats]]
     head: Floats
     bias: Floats
     report: list[dict[str, object]]
@@ -134,15 +131,12 @@ def start(
     tensors: dict[str, NDArray[np.generic]] = {}
     rgb = images[..., ::-1].astype(np.float32) - np.array(spec.mean, np.float32)
     stem = network.layers[0]
-    raw = (stem.weight / np.array(deviation, np.float32)).astype(np.float32)
-    offset = (raw * (np.array(spec.mean, np.float32) - np.array(mean, np.float32))).sum((1, 2, 3))
+    raw, shift = stem_of(stem, spec.mean, mean, deviation)
     step = np.maximum(np.abs(raw).max((1, 2, 3)), np.float32(1e-12)) / np.float32(STEM_MAX)
     integers = np.round(raw / step[:, None, None, None]).astype(np.int8)
-    shift = stem.shift + stem.scale * offset
     tensors |= {"stem.weight": integers, "stem.scale": (stem.scale * step).astype(np.float32)}
-    tensors |= {"stem.shift": shift.astype(np.float32), "stem.slope": stem.slope}
+    tensors |= {"stem.shift": shift, "stem.slope": stem.slope}
     sums = convolve(rgb, raw, stem.stride, stem.padding)
-    moments = [(sums.mean((0, 1, 2)), sums.var((0, 1, 2)))]
     exact = binary = pooled(prelu(sums * stem.scale + shift, stem.slope), stem.pool)
     inputs: list[tuple[Floats, Floats]] = []
     for i, (layer, block) in enumerate(zip(network.layers[1:], spec.blocks, strict=True)):
@@ -159,18 +153,28 @@ def start(
         scale = np.where(variance > 0, scale, layer.scale).astype(np.float32)
         shift = (wanted.mean((0, 1, 2)) - scale * mean_).astype(np.float32)
         tensors |= {f"block{i}.scale": scale, f"block{i}.shift": shift, f"block{i}.slope": layer.slope}
-        moments.append((mean_, variance))
         outputs = [wanted, sums * scale + shift]
         if block.shortcut:
             near = inputs[-block.shortcut]
             outputs = [y + shortcut(x, y.shape[1], block.channels) for y, x in zip(outputs, near, strict=True)]
         exact, binary = (pooled(prelu(y, layer.slope), block.pool) for y in outputs)
-    reach = max(float(np.abs(network.head).max(initial=0)) / HEAD_REACH, 1e-6)
-    tensors["features.scale"] = np.full(spec.feature_count, reach, np.float32)
+    scale_of_head = reach(network)
+    tensors["features.scale"] = np.full(spec.feature_count, scale_of_head, np.float32)
     tensors["features.shift"] = np.zeros(spec.feature_count, np.float32)
-    latent = [layer.weight for layer in network.layers[1:]]
-    head = (network.head / np.float32(reach)).astype(np.float32)
-    return Start(spec, tensors, raw, latent, moments, head, network.bias, network.report)
+    head = (network.head / np.float32(scale_of_head)).astype(np.float32)
+    return Start(spec, tensors, head, network.bias, network.report)
+
+
+def stem_of(layer: Layer, ours: Triple, mean: Triple, deviation: Triple) -> tuple[Floats, Floats]:
+    """The stem for RGB less `ours`, of one for (RGB - mean) / deviation: its weight, and what its shift becomes."""
+    weight = (layer.weight / np.array(deviation, np.float32)).astype(np.float32)
+    offset = (weight * (np.array(ours, np.float32) - np.array(mean, np.float32))).sum((1, 2, 3))
+    return weight, (layer.shift + layer.scale * offset).astype(np.float32)
+
+
+def reach(network: FloatNetwork) -> float:
+    """What features are multiplied with, so that the classifier divided by it fits its grid."""
+    return max(float(np.abs(network.head).max(initial=0)) / HEAD_REACH, 1e-6)
 
 
 def convert(

@@ -17,7 +17,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models.binarize import Layout
-from models.network import POOL_EPSILON, STEM_MAX, Block, NetworkSpec, Pool, Stem, packed_weight
+from models.model import Model
+from models.network import (
+    HEAD_STEP,
+    POOL_EPSILON,
+    STEM_MAX,
+    Block,
+    NetworkSpec,
+    Pool,
+    Stem,
+    block_weight,
+    packed_weight,
+)
 from models.training import elementwise
 
 SPREAD = 64.0
@@ -142,29 +153,37 @@ def _over_columns(function: Callable[..., Any], tensors: Sequence[Tensor], *colu
     ]
 
 
-def norm_prelu(norm: nn.BatchNorm2d, act: nn.PReLU, x: Tensor, near: Tensor | None = None) -> Tensor:
-    """act(norm(x) + near) of (N, C, H, W), in few passes over memory; norm's running statistics follow."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    assert norm.num_batches_tracked is not None
-    assert norm.momentum is not None
-    if not (elementwise.taken(x) and act.weight.dtype == torch.float32 and x.numel() > x.shape[1]):
-        y = norm(x)
-        return F.prelu(y if near is None else y + near, act.weight.to(y.dtype))
-    rows = x.permute(0, 2, 3, 1).contiguous()
-    mean, variance = norm.running_mean, norm.running_var
-    if norm.training:
-        mean, variance = _moments(rows)
-        with torch.no_grad():
-            count = x.numel() // x.shape[1]
-            norm.running_mean.lerp_(mean, norm.momentum)
-            norm.running_var.lerp_(variance * count / (count - 1), norm.momentum)
-            norm.num_batches_tracked.add_(1)
-    inverse = (variance + norm.eps).rsqrt()
-    near = None if near is None else near.to(x.dtype).permute(0, 2, 3, 1)
-    columns = norm.weight, norm.bias, act.weight, mean, inverse
-    out: Tensor = _NormPReLU.apply(rows, near, *columns, not norm.training)  # type: ignore[no-untyped-call]
-    return out.permute(0, 3, 1, 2)
+class NormPReLU(nn.BatchNorm2d):
+    """BatchNorm, what a shortcut adds, and PReLU, of (N, C, H, W); in few passes over memory on a CPU."""
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    momentum: float
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.slope = nn.Parameter(torch.full((channels,), 0.25))
+
+    def forward(self, x: Tensor, near: Tensor | None = None) -> Tensor:
+        """PReLU(BatchNorm(x) + near)."""
+        if not (elementwise.taken(x) and self.slope.dtype == torch.float32 and x.numel() > x.shape[1]):
+            y = super().forward(x)
+            return F.prelu(y if near is None else y + near, self.slope.to(y.dtype))
+        rows = x.permute(0, 2, 3, 1).contiguous()
+        mean, variance = self.running_mean, self.running_var
+        if self.training:
+            mean, variance = _moments(rows)
+            with torch.no_grad():
+                count = x.numel() // x.shape[1]
+                self.running_mean.lerp_(mean, self.momentum)
+                self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+                self.num_batches_tracked.add_(1)
+        inverse = (variance + self.eps).rsqrt()
+        near = None if near is None else near.to(x.dtype).permute(0, 2, 3, 1)
+        columns = self.weight, self.bias, self.slope, mean, inverse
+        out: Tensor = _NormPReLU.apply(rows, near, *columns, not self.training)  # type: ignore[no-untyped-call]
+        return out.permute(0, 3, 1, 2)
 
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -236,8 +255,7 @@ class BinaryBlock(nn.Module):
         self.spec, self.layout, self.real_weight = spec, layout, False
         self.in_shift = nn.Parameter(torch.zeros(c_in))
         self.weight = nn.Parameter(torch.randn(spec.channels, k, k, c_in) * (2 / (k * k * c_in)) ** 0.5)
-        self.norm = nn.BatchNorm2d(spec.channels)
-        self.act = nn.PReLU(spec.channels)
+        self.norm = NormPReLU(spec.channels)
 
     def rows(self) -> Tensor:
         """The latent weights as rows of blocks, (out, K)."""
@@ -269,7 +287,7 @@ class BinaryBlock(nn.Module):
         weight = self.weight.permute(0, 3, 1, 2) if self.real_weight else self.binary_weight()
         y = _convolved(self.binary_input(x), weight, spec)
         near = self._shortcut(x if near is None else near, y.shape[2]) if spec.shortcut else None
-        return pool(norm_prelu(self.norm, self.act, y, near), spec.pool)
+        return pool(self.norm(y, near), spec.pool)
 
 
 class Net(nn.Module):
@@ -279,8 +297,7 @@ class Net(nn.Module):
         super().__init__()
         self.spec = spec
         self.stem = StemConvolution(spec.stem)
-        self.stem_norm = nn.BatchNorm2d(spec.stem.channels)
-        self.stem_act = nn.PReLU(spec.stem.channels)
+        self.stem_norm = NormPReLU(spec.stem.channels)
         pairs = zip(spec.blocks, spec.block_inputs(), strict=True)
         self.blocks = nn.ModuleList(BinaryBlock(block, c_in, spec.layout) for block, c_in in pairs)
         self.feature_norm = nn.BatchNorm1d(spec.feature_count)
@@ -288,7 +305,7 @@ class Net(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """The feature vector before it is binarized, (N, F)."""
-        x = pool(norm_prelu(self.stem_norm, self.stem_act, self.stem(x)), self.spec.stem.pool)
+        x = pool(self.stem_norm(self.stem(x)), self.spec.stem.pool)
         inputs, pooled = [], []
         for i, block in enumerate(self.blocks):
             inputs.append(x)
@@ -322,7 +339,7 @@ def _folded(norm: nn.BatchNorm2d | nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def canonical(net: Net) -> dict[str, NDArray[np.generic]]:
     """The canonical tensors but the head's: signs packed, BatchNorm folded, block scales on integers."""
-    floats: dict[str, Tensor] = {"stem.slope": net.stem_act.weight}
+    floats: dict[str, Tensor] = {"stem.slope": net.stem_norm.slope}
     integers, step = net.stem.levels()
     scale, floats["stem.shift"] = _folded(net.stem_norm)
     floats["stem.scale"] = scale * step / SPREAD
@@ -335,6 +352,41 @@ def canonical(net: Net) -> dict[str, NDArray[np.generic]]:
         for name, tensor in packed_weight(block.rows().numpy(), block.spec.beta_w).items():
             packed[f"block{i}.{name}"] = tensor
         floats[f"block{i}.in_shift"] = block.in_shift
-        floats[f"block{i}.slope"] = block.act.weight
+        floats[f"block{i}.slope"] = block.norm.slope
         floats[f"block{i}.scale"], floats[f"block{i}.shift"] = _folded(block.norm)
     return packed | {n: np.ascontiguousarray(t.numpy(), dtype=np.float32) for n, t in floats.items()}
+
+
+@torch.no_grad()
+def restored(model: Model) -> Net:
+    """The network of a model, in evaluation: latent weights of a block of one size, statistics of 0 and 1."""
+    net = Net(model.spec, len(model.classes)).eval()
+    own = {name: torch.from_numpy(np.array(tensor, np.float32)) for name, tensor in model.tensors.items()}
+    net.stem.weight.copy_(own["stem.weight"].permute(0, 3, 1, 2) / STEM_MAX)
+    set_affine(net.stem_norm, own["stem.scale"] * SPREAD / net.stem.levels()[1], own["stem.shift"])
+    net.stem_norm.slope.copy_(own["stem.slope"])
+    for i, block in enumerate(net.blocks):
+        assert isinstance(block, BinaryBlock)
+        block.weight.copy_(torch.from_numpy(block_weight(model.spec, model.tensors, i)))
+        block.in_shift.copy_(own[f"block{i}.in_shift"])
+        set_affine(block.norm, own[f"block{i}.scale"], own[f"block{i}.shift"])
+        block.norm.slope.copy_(own[f"block{i}.slope"])
+    set_affine(net.feature_norm, own["features.scale"], own["features.shift"])
+    net.head.weight.copy_(own["head.weight"] * HEAD_STEP)
+    net.head.bias.copy_(own["head.bias"] * HEAD_STEP)
+    return net
+
+
+def set_affine(norm: nn.BatchNorm1d | nn.BatchNorm2d, scale: Tensor, shift: Tensor) -> None:
+    """Make it scale * x + shift in evaluation, with a mean of 0 and a deviation of 1."""
+    set_statistics(norm, torch.zeros_like(shift), torch.ones_like(shift))
+    norm.weight.copy_(scale * (1 + norm.eps) ** 0.5)
+    norm.bias.copy_(shift)
+
+
+def set_statistics(norm: nn.BatchNorm1d | nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> None:
+    """Of what it reads."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    norm.running_mean.copy_(mean)
+    norm.running_var.copy_(variance)

@@ -1,8 +1,10 @@
-"""Training that begins with the weights of a float ONNX network."""
+"""Training that begins with a network that there is: a model of this project, or a float ONNX network."""
 
 # Whether torch is installed decides which ignores below are needed, so none is reported as unused.
 # mypy: no-warn-unused-ignores
 
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from models import artifact
 from models.errors import RecipeError
 from models.exchange import convert, reader
 from models.network import NetworkSpec
-from models.training.layers import SPREAD, BinaryBlock, Net
+from models.training.layers import SPREAD, Net, restored, set_affine, set_statistics
 from models.training.recipe import Origin
 from models.training.views import as_tiles
 
@@ -24,56 +27,115 @@ ORIGIN_IMAGES = 64
 
 
 @torch.no_grad()
-def begin(net: Net, origin: Origin, folder: Path, images: NDArray[np.uint8]) -> None:
-    """Give the network the weights and statistics of the float one; its head, too, where the classes are as many.
+def begin(net: Net, origin: Origin, folder: Path, images: NDArray[np.uint8], classes: tuple[str, ...]) -> None:
+    """Give the network what the one of `origin` has learned; of its head, the classes that have the same name.
 
-    images: uint8 (n, H, W, 3) BGR to measure with. Raises RecipeError where it has other layers than the recipe.
+    images: uint8 (n, H, W, 3) BGR to measure with; classes: the network's. Raises RecipeError where the other one has
+    other layers.
     """
-    spec, path = net.spec, folder / origin.onnx
-    network = reader.read(path, spec.input_size)
-    found = convert.spec_of(network, spec.name, origin.mean, 1, 1)
-    if difference := _difference(found, spec):
-        raise RecipeError(f"origin {path}: it has other layers than the recipe's network: {difference}")
-    start = convert.start(network, spec, origin.mean, origin.deviation, as_tiles(images, spec.input_size))
-    own = {name: torch.from_numpy(np.array(tensor, np.float32)) for name, tensor in start.tensors.items()}
-    net.stem.weight.copy_(torch.from_numpy(start.stem).permute(0, 3, 1, 2) * SPREAD)
-    step = net.stem.levels()[1] / SPREAD
-    _norm(net.stem_norm, own["stem.scale"] / step, own["stem.shift"], start.moments[0])
-    net.stem_act.weight.copy_(own["stem.slope"])
-    for i, (block, latent, moments) in enumerate(zip(net.blocks, start.latent, start.moments[1:], strict=True)):
-        assert isinstance(block, BinaryBlock)
-        block.weight.copy_(torch.from_numpy(latent))
-        block.in_shift.copy_(own[f"block{i}.in_shift"])
-        _norm(block.norm, own[f"block{i}.scale"], own[f"block{i}.shift"], moments)
-        block.act.weight.copy_(own[f"block{i}.slope"])
-    count = spec.feature_count
-    still = np.zeros(count, np.float32), np.ones(count, np.float32)
-    _norm(net.feature_norm, own["features.scale"], own["features.shift"], still)
-    if start.head.shape == tuple(net.head.weight.shape):
-        net.head.weight.copy_(torch.from_numpy(start.head))
-        net.head.bias.copy_(torch.from_numpy(np.asarray(start.bias, np.float32)))
+    source, names = _model(folder, origin) if origin.model else _float_network(folder, origin, net.spec, classes)
+    if difference := _difference(source.spec, net.spec):
+        raise RecipeError(f"origin {folder / (origin.model or origin.onnx)}: its network is another: {difference}")
+    learned = {name: tensor for name, tensor in source.state_dict().items() if not name.startswith("head.")}
+    net.load_state_dict(learned, strict=False)
+    for i, name in enumerate(classes):
+        if name in names:
+            net.head.weight[i] = source.head.weight[names.index(name)]
+            net.head.bias[i] = source.head.bias[names.index(name)]
+    rgb = torch.from_numpy(np.ascontiguousarray(as_tiles(images, net.spec.input_size)[..., ::-1])).permute(0, 3, 1, 2)
+    _measure(source, net, (rgb - torch.tensor(net.spec.mean).view(1, 3, 1, 1)) / SPREAD)
 
 
-def _norm(norm: nn.BatchNorm1d | nn.BatchNorm2d, scale: Tensor, shift: Tensor, moments: tuple[Any, Any]) -> None:
-    """Set statistics, and parameters so that together they are scale * x + shift."""
-    mean, variance = (torch.from_numpy(np.asarray(moment, np.float32)) for moment in moments)
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    norm.running_mean.copy_(mean)
-    norm.running_var.copy_(variance)
-    norm.weight.copy_(scale * (variance + norm.eps).sqrt())
-    norm.bias.copy_(shift + scale * mean)
+def _model(folder: Path, origin: Origin) -> tuple[Net, tuple[str, ...]]:
+    model = artifact.load(folder / origin.model)
+    return restored(model), model.classes
+
+
+def _float_network(
+    folder: Path, origin: Origin, spec: NetworkSpec, classes: tuple[str, ...]
+) -> tuple[Net, tuple[str, ...]]:
+    """The ONNX network, whose classes have no names: they are the recipe's where they are as many."""
+    network = reader.read(folder / origin.onnx, spec.input_size)
+    source = Net(convert.spec_of(network, spec.name, origin.mean, 1, 1), len(network.head)).eval()
+    weight, shift = convert.stem_of(network.layers[0], source.spec.mean, origin.mean, origin.deviation)
+    source.stem.weight.copy_(torch.from_numpy(weight).permute(0, 3, 1, 2) * SPREAD)
+    norms = [source.stem_norm, *(block.norm for block in source.blocks)]
+    for norm, layer in zip(norms, network.layers, strict=True):
+        set_affine(norm, torch.from_numpy(layer.scale), torch.from_numpy(layer.shift))  # type: ignore[arg-type]
+        norm.slope.copy_(torch.from_numpy(layer.slope))  # type: ignore[operator, union-attr]
+    source.stem_norm.bias.copy_(torch.from_numpy(shift))
+    for block, layer in zip(source.blocks, network.layers[1:], strict=True):
+        block.weight.copy_(torch.from_numpy(layer.weight))  # type: ignore[operator, union-attr]
+    reach = convert.reach(network)
+    count = source.spec.feature_count
+    set_affine(source.feature_norm, torch.full((count,), reach), torch.zeros(count))
+    source.head.weight.copy_(torch.from_numpy(network.head) / reach)
+    source.head.bias.copy_(torch.from_numpy(network.bias))
+    return source, classes if len(classes) == len(network.head) else ()
+
+
+def _measure(source: Net, net: Net, x: Tensor) -> None:
+    """Set every BatchNorm of `net` so that each channel behind it has the mean and deviation that it has in `source`.
+
+    Where `net` takes signs of what `source` takes whole, they are those of the distance from the mean: behind a ReLU
+    all would be positive.
+    """
+    wanted: list[tuple[Tensor, Tensor]] = []
+
+    def remember(norm: Any, args: tuple[Tensor, ...]) -> None:
+        mean, variance = _moments(args[0])
+        scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+        wanted.append((scale * (mean - norm.running_mean) + norm.bias, scale * variance.sqrt()))
+
+    def follow(norm: Any, args: tuple[Tensor, ...]) -> None:
+        mean, variance = _moments(args[0])
+        set_statistics(norm, mean, variance)
+        behind, deviation = wanted.pop(0)
+        norm.bias.copy_(behind)
+        norm.weight.copy_(deviation * ((variance + norm.eps) / variance.clamp_min(norm.eps)).sqrt())
+
+    def split(block: Any, args: tuple[Tensor, ...]) -> None:
+        block.in_shift.copy_(-args[0].mean((0, 2, 3)))
+
+    with _watched(_norms(source), remember):
+        source.eval()(x)
+    betas = zip(net.blocks, source.spec.blocks, net.spec.blocks, strict=True)
+    newly_binary = [block for block, before, now in betas if before.beta_a == 1 != now.beta_a]
+    with _watched(newly_binary, split), _watched(_norms(net), follow):
+        net.eval()(x)
+
+
+def _norms(net: Net) -> list[nn.Module]:
+    """In the order in which they come."""
+    return [net.stem_norm, *(block.norm for block in net.blocks), net.feature_norm]  # type: ignore[list-item]
+
+
+def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of each channel."""
+    others = [axis for axis in range(x.dim()) if axis != 1]
+    return x.mean(others), x.var(others, correction=0)
+
+
+@contextlib.contextmanager
+def _watched(modules: Iterable[nn.Module], function: Callable[[Any, tuple[Tensor, ...]], None]) -> Iterator[None]:
+    """Call function(module, inputs) before each of these modules computes."""
+    handles = [module.register_forward_pre_hook(function) for module in modules]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _difference(found: NetworkSpec, wanted: NetworkSpec) -> str:
-    """The first layer in which two networks differ in more than block lengths, in words."""
-    if (
-        len(found.blocks) != len(wanted.blocks)
-        or found.stem != wanted.stem
-        or found.feature_count != wanted.feature_count
-    ):
-        return f"{len(found.blocks)} blocks, {found.stem}, {found.feature_count} features"
-    for i, (a, b) in enumerate(zip(found.blocks, wanted.blocks, strict=True)):
-        if a != msgspec.structs.replace(b, beta_w=1, beta_a=1):
-            return f"block {i} is {a}"
-    return "" if found.mean == wanted.mean else f"mean {found.mean}"
+    """What differs between two networks, but for names and block lengths, in words; empty where nothing does."""
+    ours, theirs = (
+        msgspec.structs.replace(spec.with_betas(1, 1), name="", beta_f=1, layout="channel") for spec in (wanted, found)
+    )
+    for i, (a, b) in enumerate(zip(theirs.blocks, ours.blocks, strict=False)):
+        if a != b:
+            return f"block {i} is {a}, in the recipe {b}"
+    if len(theirs.blocks) != len(ours.blocks):
+        return f"{len(theirs.blocks)} blocks, in the recipe {len(ours.blocks)}"
+    differing = [name for name in ours.__struct_fields__ if getattr(ours, name) != getattr(theirs, name)]
+    return ", ".join(f"{n} is {getattr(theirs, n)}, in the recipe {getattr(ours, n)}" for n in differing)

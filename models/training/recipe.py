@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from models import artifact
 from models.errors import RecipeError
 from models.network import NetworkSpec
 
@@ -59,14 +60,20 @@ class Teacher(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Origin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A float ONNX network of the same layers, whose weights training begins with; see `models.exchange.convert`.
+    """What training begins with: a model of this project, or a float ONNX network, of the same layers as the recipe's.
 
-    onnx, mean, deviation: as of a `Teacher`.
+    model: an artifact, relative to the recipe's folder; a recipe without a network of its own takes the model's, and
+    classes of the same name keep their part of the head. onnx, mean, deviation: as of a `Teacher`.
     """
 
-    onnx: str
+    model: str = ""
+    onnx: str = ""
     mean: tuple[Level, Level, Level] = (0.0, 0.0, 0.0)
     deviation: tuple[Positive, Positive, Positive] = (1.0, 1.0, 1.0)
+
+    def __post_init__(self) -> None:
+        if bool(self.model) == bool(self.onnx):
+            raise ValueError("origin needs a model or an onnx network, and not both")
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -128,7 +135,11 @@ def read(path: Path) -> tuple[Recipe, str]:
     """The recipe in `path` and its text. Raises RecipeError that names file and field."""
     try:
         text = path.read_text(encoding="utf-8")
-        recipe = msgspec.convert(tomllib.loads(text), Recipe)
+        fields = tomllib.loads(text)
+        origin = fields.get("origin")
+        if "network" not in fields and isinstance(origin, dict) and isinstance(origin.get("model"), str):
+            fields["network"] = msgspec.to_builtins(artifact.load(path.parent / origin["model"]).spec)
+        recipe = msgspec.convert(fields, Recipe)
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read: {error.strerror}") from error
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:

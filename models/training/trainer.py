@@ -91,7 +91,8 @@ class Run:
         classes = len(data.class_names)
         self.teacher = recipe.teacher and OnnxTeacher(recipe.teacher, folder, self.spec.input_size, classes)
         if recipe.origin:
-            begin(self.net, recipe.origin, folder, data.images[trained][:ORIGIN_IMAGES])
+            self._enter_stage()
+            begin(self.net, recipe.origin, folder, data.images[trained][:ORIGIN_IMAGES], data.class_names)
         self.optimizer = torch.optim.Adam(self.net.parameters(), lr=recipe.learning_rate)
         self.mean_net: dict[str, Tensor] = {}
         self.kept: dict[str, Tensor] = {}

@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip insta
 
 from models import binarize as formula  # noqa: E402
 from models.training import elementwise  # noqa: E402
-from models.training.layers import binarize, norm_prelu  # noqa: E402
+from models.training.layers import NormPReLU, binarize  # noqa: E402
 
 BFLOAT16 = 2.0**-8
 """The largest relative error of rounding to bfloat16."""
@@ -49,30 +49,36 @@ def test_binarize_in_bfloat16_is_the_formula_rounded_once(beta, width):
     np.testing.assert_allclose(slope.double().numpy(), expected, rtol=BFLOAT16, atol=1e-6)
 
 
-def layers(channels, dtype=torch.float32):
-    """A BatchNorm and a PReLU with a value of its own in each channel."""
-    norm, act = torch.nn.BatchNorm2d(channels, dtype=dtype), torch.nn.PReLU(channels, dtype=dtype)
+class InPyTorch(torch.nn.BatchNorm2d):
+    """What `NormPReLU` is, by PyTorch's operators."""
+
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.slope = torch.nn.Parameter(torch.empty(channels))
+
+    def forward(self, x, near=None):
+        y = super().forward(x)
+        return torch.nn.functional.prelu(y if near is None else y + near, self.slope)
+
+
+def layer(channels, kind=NormPReLU):
+    """One with a value of its own in each channel."""
+    norm = kind(channels)
     with torch.no_grad():
         norm.weight.copy_(torch.linspace(-0.7, 1.6, channels))
         norm.bias.copy_(torch.linspace(0.6, -0.4, channels))
-        act.weight.copy_(torch.linspace(-0.5, 1.5, channels))
-    return norm, act
+        norm.slope.copy_(torch.linspace(-0.5, 1.5, channels))
+    return norm
 
 
-def through(function, x, near, training, dtype=torch.float32):
-    """What comes out of a norm and a PReLU, twice in a row, all gradients, and the running statistics."""
-    norm, act = layers(x.shape[1], dtype)
+def through(norm, x, near, training):
+    """What comes out after two batches, all gradients, and the running statistics."""
     inputs = [tensor.detach().clone().requires_grad_() for tensor in (x, near) if tensor is not None]
     for mode in (True, training):
-        norm.train(mode)
-        out = function(norm, act, *inputs)
+        out = norm.train(mode)(*inputs)
     out.backward(values(1, *out.shape).to(out.dtype))
-    gradients = [tensor.grad for tensor in (*inputs, norm.weight, norm.bias, act.weight)]
+    gradients = [tensor.grad for tensor in (*inputs, norm.weight, norm.bias, norm.slope)]
     return [out.detach(), *gradients, norm.running_mean, norm.running_var, norm.num_batches_tracked]
-
-
-def in_pytorch(norm, act, x, near=None):
-    return act(norm(x) if near is None else norm(x) + near)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -82,9 +88,10 @@ def in_pytorch(norm, act, x, near=None):
 def test_norm_and_prelu_are_those_of_pytorch(shape, shortcut, training, dtype):
     x = (values(0, *shape, dtype=torch.float32) * 3 + torch.linspace(-40, 40, shape[1])[:, None, None]).to(dtype)
     near = values(2, *shape, dtype=dtype) if shortcut else None
-    found = through(norm_prelu, x.to(memory_format=torch.channels_last), near, training)
+    found = through(layer(shape[1]), x.to(memory_format=torch.channels_last), near, training)
     assert [tensor.dtype for tensor in found[:3]] == [dtype] * (3 if shortcut else 2) + [torch.float32] * (not shortcut)
-    wanted = through(in_pytorch, x.double(), None if near is None else near.double(), training, torch.float64)
+    exact = None if near is None else near.double()
+    wanted = through(layer(shape[1], InPyTorch).double(), x.double(), exact, training)
     for got, expected in zip(found, wanted, strict=True):
         size = max(1e-3, expected.abs().double().amax().item())  # a sum, or a difference of such, is as exact as it is
         rounded = 3 * BFLOAT16 if dtype == torch.bfloat16 else 1e-5
@@ -114,7 +121,7 @@ def test_threads_change_nothing_but_the_order_of_sums(dtype, monkeypatch):
     for threads in (1, 3):
         torch.set_num_threads(threads)
         binary = both_ways(lambda x: binarize(x.permute(0, 2, 3, 1), 2), x)
-        results.append((binary, through(norm_prelu, x, x, training=True)))
+        results.append((binary, through(layer(24), x, x, training=True)))
     for one, three in zip(*(binary for binary, _ in results), strict=True):
         assert torch.equal(one, three)
     for one, three in zip(*(found for _, found in results), strict=True):
@@ -124,8 +131,7 @@ def test_threads_change_nothing_but_the_order_of_sums(dtype, monkeypatch):
 
 def test_no_rows_are_nothing():
     assert binarize(torch.empty(0, 8), 2).shape == (0, 8)
-    norm, act = layers(3)
-    assert norm_prelu(norm.eval(), act, torch.empty(0, 3, 4, 4)).shape == (0, 3, 4, 4)
+    assert layer(3).eval()(torch.empty(0, 3, 4, 4)).shape == (0, 3, 4, 4)
 
 
 def test_what_is_not_finite_stays_so():
@@ -133,6 +139,5 @@ def test_what_is_not_finite_stays_so():
     for dtype in elementwise.DTYPES:
         x = torch.tensor([[float("nan"), 1.0, float("inf"), 1.0]], dtype=dtype)
         assert not binarize(x, 2).isfinite().any()
-        norm, act = layers(4)
-        found = norm_prelu(norm.eval(), act, x.view(1, 4, 1, 1)).flatten()
+        found = layer(4).eval()(x.view(1, 4, 1, 1)).flatten()
         assert torch.equal(found.isfinite(), torch.tensor([False, True, False, True]))

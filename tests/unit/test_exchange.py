@@ -358,7 +358,7 @@ def test_training_begins_as_the_float_network(tmp_path):
     spec = convert.spec_of(reader.read(path), "x", MEAN, 1, 1)
     torch.manual_seed(0)
     training = TrainingNet(spec, 7).eval()
-    begin(training, Origin(onnx="net.onnx", mean=MEAN, deviation=DEVIATION), tmp_path, tiles)
+    begin(training, Origin(onnx="net.onnx", mean=MEAN, deviation=DEVIATION), tmp_path, tiles, tuple("abcdefg"))
     feed = (rgb(tiles) - np.array(MEAN, np.float32)[:, None, None]) / np.array(DEVIATION, np.float32)[:, None, None]
     want = runtime(path, feed.astype(np.float32))
     with torch.no_grad():

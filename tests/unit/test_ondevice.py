@@ -63,31 +63,12 @@ def tiles_of(spec, count, seed=1):
 def test_gradients_equal_pytorchs(name):
     """Through the layers of offline training, BatchNorm as it is in flight; latent weights on the grid that flies."""
     torch = pytest.importorskip("torch", reason="the comparison needs the extra train")
-    from models.training.layers import SPREAD, Net
+    from models.training.layers import SPREAD, restored
 
     spec = SPECS[name]
     model, tiles, labels = model_of(spec), tiles_of(spec, 6), np.array([0, 1, 2, 0, 1, 2])
     device = OnDevice(model, kept=np.float32)
-    net = Net(spec, len(CLASSES)).eval()
-    t = {n: torch.from_numpy(np.array(x, np.float32)) for n, x in model.tensors.items()}
-    with torch.no_grad():
-        net.stem.weight.copy_(t["stem.weight"].permute(0, 3, 1, 2))
-        step = net.stem.levels()[1]
-        layers = [(net.stem_norm, t["stem.scale"] * SPREAD / step, t["stem.shift"])]
-        layers += [(b.norm, t[f"block{i}.scale"], t[f"block{i}.shift"]) for i, b in enumerate(net.blocks)]
-        layers.append((net.feature_norm, t["features.scale"], t["features.shift"]))
-        for norm, scale, shift in layers:
-            norm.running_mean.zero_()
-            norm.running_var.fill_(1)
-            norm.weight.copy_(scale * (1 + norm.eps) ** 0.5)
-            norm.bias.copy_(shift)
-        net.stem_act.weight.copy_(t["stem.slope"])
-        for i, block in enumerate(net.blocks):
-            block.weight.copy_(torch.from_numpy(device.latent[i]).view_as(block.weight))
-            block.in_shift.copy_(t[f"block{i}.in_shift"])
-            block.act.weight.copy_(t[f"block{i}.slope"])
-        net.head.weight.copy_(torch.from_numpy(device.head))
-        net.head.bias.copy_(torch.from_numpy(device.bias))
+    net = restored(model)
     rgb = torch.from_numpy(np.ascontiguousarray(tiles[..., ::-1]).astype(np.float32)).permute(0, 3, 1, 2)
     logits = net((rgb - torch.tensor(spec.mean).view(1, 3, 1, 1)) / SPREAD)
     np.testing.assert_allclose(device.logits(tiles), logits.detach().numpy(), rtol=1e-3, atol=1e-3)
@@ -96,7 +77,7 @@ def test_gradients_equal_pytorchs(name):
     want = {"head.weight": net.head.weight.grad, "head.bias": net.head.bias.grad}
     for i, block in enumerate(net.blocks):
         want[f"block{i}.weight"] = block.weight.grad.flatten(1)
-        want[f"block{i}.in_shift"], want[f"block{i}.slope"] = block.in_shift.grad, block.act.weight.grad
+        want[f"block{i}.in_shift"], want[f"block{i}.slope"] = block.in_shift.grad, block.norm.slope.grad
         want[f"block{i}.scale"] = block.norm.weight.grad * (1 + block.norm.eps) ** 0.5
         want[f"block{i}.shift"] = block.norm.bias.grad
     assert found.keys() == want.keys()
