@@ -83,6 +83,8 @@ def read(path: Path, size: int = 0) -> FloatNetwork:
     except (DecodeError, onnx.checker.ValidationError, ValueError) as error:
         first = (str(error).strip().splitlines() or ["damaged"])[0]
         raise ArtifactError(f"{path}: not an ONNX network, or a damaged one: {first}") from error
+    if {"classes", "hash"} <= {entry.key for entry in model.metadata_props}:  # as `export` writes them
+        raise ArtifactError(f"{path}: was exported from a model of this project; take that model itself")
     return _Reader(path, model.graph, size).network
 
 

@@ -382,3 +382,10 @@ def test_resnet_20_goes_both_ways(tmp_path, capsys):
     want = engine.logits(engine.features(tiles))
     got = runtime(tmp_path / "back.onnx", rgb(tiles))
     assert np.abs(got - want).max() < 1e-3
+
+
+def test_what_was_exported_is_not_converted_again(tmp_path, capsys):
+    out = tmp_path / "back.onnx"
+    assert cli.main(["export", str(artifact.DEFAULT), "--out", str(out)]) == 0
+    assert cli.main(["convert", str(out), "--out", str(tmp_path / "m.safetensors")]) == 1
+    assert "back.onnx: was exported from a model of this project" in capsys.readouterr().err
