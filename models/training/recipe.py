@@ -44,26 +44,11 @@ class Decay(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     factor: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.1
 
 
-class Teacher(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A float network whose softened answers are learned, too (distillation).
+class Trained(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A network that there is: a model of this project, or an ONNX network; paths are relative to the recipe's folder.
 
-    onnx: its file, relative to the recipe's folder; it takes float32 (n, 3, S, S) RGB, (x - mean) / deviation of
-    0..255, and gives a logit for each class of the data set, in its order. share: of the loss; temperature: softens
-    both.
-    """
-
-    onnx: str
-    share: Share = 0.7
-    temperature: Positive = 2.0
-    mean: tuple[Level, Level, Level] = (0.0, 0.0, 0.0)
-    deviation: tuple[Positive, Positive, Positive] = (1.0, 1.0, 1.0)
-
-
-class Origin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What training begins with: a model of this project, or a float ONNX network, of the same layers as the recipe's.
-
-    model: an artifact, relative to the recipe's folder; a recipe without a network of its own takes the model's, and
-    classes of the same name keep their part of the head. onnx, mean, deviation: as of a `Teacher`.
+    model: an artifact. onnx: a file that takes float32 (n, 3, S, S) RGB, (x - mean) / deviation of 0..255, and gives a
+    logit for each class of the data set, in its order.
     """
 
     model: str = ""
@@ -73,7 +58,24 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     def __post_init__(self) -> None:
         if bool(self.model) == bool(self.onnx):
-            raise ValueError("origin needs a model or an onnx network, and not both")
+            raise ValueError("needs a model or an onnx network, and not both")
+
+
+class Teacher(Trained, frozen=True, kw_only=True):
+    """What gives softened answers that are learned, too (distillation).
+
+    share: of the loss; temperature: softens both.
+    """
+
+    share: Share = 0.7
+    temperature: Positive = 2.0
+
+
+class Origin(Trained, frozen=True, kw_only=True):
+    """What training begins with, of the same layers as the recipe's network; without one, that is the model's.
+
+    Classes of the same name keep their part of the model's head.
+    """
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

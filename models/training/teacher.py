@@ -1,8 +1,9 @@
-"""The float network that a HadaNet learns from: an ONNX file, run by ONNX Runtime."""
+"""The network that a HadaNet learns from: a model of this project, or any ONNX classifier."""
 
 # Whether torch is installed decides which ignores below are needed, so none is reported as unused.
 # mypy: no-warn-unused-ignores
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,40 +12,65 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models import artifact
 from models.errors import RecipeError
+from models.training.layers import SPREAD, restored
 from models.training.recipe import Teacher
 
+Answers = Callable[[Tensor], Tensor]
+"""float (n, 3, S, S) RGB, 0..255 -> logits (n, classes)."""
 
-class OnnxTeacher:
-    """Answers of a teacher for views of images. Raises RecipeError where the file is no such network."""
 
-    def __init__(self, spec: Teacher, folder: Path, size: int, classes: int) -> None:
-        self.spec, self.path = spec, folder / spec.onnx
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        try:
-            self._session = ort.InferenceSession(self.path, options, providers=["CPUExecutionProvider"])
-            self._input = self._session.get_inputs()[0].name
-            answers = self(torch.zeros(2, 3, size, size))
-        except Exception as error:  # ONNX Runtime's own have no base in common
-            first = (str(error).splitlines() or [type(error).__name__])[0]
-            raise RecipeError(
-                f"teacher {self.path}: does not take images of {size} x {size} pixels: {first}"
-            ) from error
-        if answers.shape != (2, classes):
-            raise RecipeError(
-                f"teacher {self.path}: gives {tuple(answers.shape[1:])} per image; the data set has {classes} classes"
-            )
+def teacher_of(spec: Teacher, folder: Path, size: int, classes: tuple[str, ...]) -> Answers:
+    """What the teacher answers for images of this size. Raises RecipeError where it is no teacher of these classes."""
+    return _model(spec, folder, size, classes) if spec.model else _network(spec, folder, size, len(classes))
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """float (n, 3, S, S) RGB, 0..255 -> logits (n, classes)."""
-        mean, deviation = (torch.tensor(x).view(1, 3, 1, 1) for x in (self.spec.mean, self.spec.deviation))
+
+def distilled(spec: Teacher, loss: Tensor, logits: Tensor, answers: Tensor) -> Tensor:
+    """`loss` on the labels, mixed with how far `logits` are from a teacher's answers, both softened."""
+    t = spec.temperature
+    distance = F.kl_div(F.log_softmax(logits / t, 1), F.softmax(answers / t, 1), reduction="batchmean") * t * t
+    return (1 - spec.share) * loss + spec.share * distance
+
+
+def _model(spec: Teacher, folder: Path, size: int, classes: tuple[str, ...]) -> Answers:
+    path = folder / spec.model
+    model = artifact.load(path)
+    if missing := [name for name in classes if name not in model.classes]:
+        raise RecipeError(f"teacher {path}: does not know {missing[0]!r}; its classes are {', '.join(model.classes)}")
+    if model.spec.input_size != size:
+        raise RecipeError(f"teacher {path}: takes images of {model.spec.input_size} pixels, the recipe's have {size}")
+    net = restored(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    mean = torch.tensor(model.spec.mean).view(1, 3, 1, 1)
+    own = [model.classes.index(name) for name in classes]
+
+    @torch.no_grad()
+    def answers(images: Tensor) -> Tensor:
+        logits: Tensor = net((images - mean) / SPREAD)
+        return logits[:, own].float()
+
+    return answers
+
+
+def _network(spec: Teacher, folder: Path, size: int, classes: int) -> Answers:
+    path = folder / spec.onnx
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    mean, deviation = (torch.tensor(x).view(1, 3, 1, 1) for x in (spec.mean, spec.deviation))
+
+    def answers(images: Tensor) -> Tensor:
         x = ((images - mean) / deviation).numpy().astype(np.float32)
-        return torch.from_numpy(self._session.run(None, {self._input: np.ascontiguousarray(x)})[0])
+        return torch.from_numpy(session.run(None, {name: np.ascontiguousarray(x)})[0])
 
-    def loss(self, logits: Tensor, images: Tensor, loss: Tensor) -> Tensor:
-        """`loss` on the labels, mixed with how far `logits` are from the teacher's, both softened."""
-        t = self.spec.temperature
-        soft = F.softmax(self(images) / t, dim=1)
-        distance = F.kl_div(F.log_softmax(logits / t, dim=1), soft, reduction="batchmean") * t * t
-        return (1 - self.spec.share) * loss + self.spec.share * distance
+    try:
+        session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        name = session.get_inputs()[0].name
+        found = answers(torch.zeros(2, 3, size, size))
+    except Exception as error:  # ONNX Runtime's own have no base in common
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise RecipeError(f"teacher {path}: does not take images of {size} x {size} pixels: {first}") from error
+    if found.shape != (2, classes):
+        raise RecipeError(
+            f"teacher {path}: gives {tuple(found.shape[1:])} per image; the data set has {classes} classes"
+        )
+    return answers

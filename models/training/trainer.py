@@ -29,7 +29,7 @@ from models.training.datasets import Dataset, load
 from models.training.layers import SPREAD, Net, canonical
 from models.training.origin import ORIGIN_IMAGES, begin
 from models.training.recipe import Recipe, read
-from models.training.teacher import OnnxTeacher
+from models.training.teacher import distilled, teacher_of
 from models.training.views import as_tiles, scored_tiles, views
 
 Scores = dict[str, float]
@@ -88,8 +88,8 @@ class Run:
             raise RecipeError(
                 f"batch = {recipe.batch} is more than the {len(self.images)} training images of {data.name}"
             )
-        classes = len(data.class_names)
-        self.teacher = recipe.teacher and OnnxTeacher(recipe.teacher, folder, self.spec.input_size, classes)
+        teacher, size = recipe.teacher, self.spec.input_size
+        self.answers = teacher_of(teacher, folder, size, data.class_names) if teacher else None
         if recipe.origin:
             self._enter_stage()
             begin(self.net, recipe.origin, folder, data.images[trained][:ORIGIN_IMAGES], data.class_names)
@@ -116,9 +116,10 @@ class Run:
             x = views(self.images[picked], self.spec.input_size, recipe.augment, self.random)
             with self._precision():
                 logits = net((x - self.mean) / SPREAD).float()
+                answers = self.answers(x) if self.answers else None
             loss = F.cross_entropy(logits, self.labels[picked], label_smoothing=recipe.label_smoothing)
-            if self.teacher:
-                loss = self.teacher.loss(logits, x, loss)
+            if recipe.teacher and answers is not None:
+                loss = distilled(recipe.teacher, loss, logits, answers)
             if not math.isfinite(loss.item()):
                 raise RecipeError(
                     f"epoch {self.epoch + 1} of {recipe.epochs}: the loss is {loss.item()}; "

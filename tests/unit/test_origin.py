@@ -15,8 +15,8 @@ from models.network import convolve  # noqa: E402
 from models.training import datasets, trainer  # noqa: E402
 from models.training.layers import SPREAD, canonical, restored  # noqa: E402
 from models.training.recipe import Origin, read  # noqa: E402
-from tests.training_data import CLASS_NAMES, arrays, recipe_text, write  # noqa: E402
-from tests.unit.test_training import SPECS, lively_net  # noqa: E402
+from tests.training_data import arrays, recipe_text, write  # noqa: E402
+from tests.unit.test_training import SPECS, model_at  # noqa: E402
 
 
 @pytest.fixture
@@ -25,12 +25,6 @@ def folder(tmp_path, monkeypatch):
     write(tmp_path, arrays(count=60))
     (tmp_path / "recipe.toml").write_text(recipe_text(epochs=4))
     return tmp_path
-
-
-def model_at(path, spec, classes=CLASS_NAMES, seed=0):
-    model = trainer.finished(lively_net(spec, seed), classes)
-    artifact.save(model, path)
-    return model
 
 
 def network_of(folder):
@@ -146,7 +140,7 @@ def test_what_was_learned_is_worth_something(folder, capsys):
 @pytest.mark.parametrize(
     ("origin", "message"),
     [
-        ({}, "origin needs a model or an onnx network, and not both"),
+        ({}, "needs a model or an onnx network, and not both"),
         ({"model": "m.safetensors", "onnx": "m.onnx"}, "and not both"),
         ({"model": "gone.safetensors"}, "gone.safetensors"),
     ],

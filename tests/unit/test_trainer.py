@@ -21,9 +21,10 @@ from models.errors import ArtifactError, RecipeError  # noqa: E402
 from models.network import Block, NetworkSpec, Stem, block_weight, forward  # noqa: E402
 from models.training import checkpoint, datasets, trainer  # noqa: E402
 from models.training.layers import SPREAD  # noqa: E402
-from models.training.recipe import NO_CHANGE, Decay, Recipe, read  # noqa: E402
+from models.training.recipe import NO_CHANGE, Decay, Recipe, Teacher, read  # noqa: E402
+from models.training.teacher import distilled  # noqa: E402
 from tests.training_data import CLASS_NAMES, arrays, recipe_text, texture, write  # noqa: E402
-from tests.unit.test_training import lively_net  # noqa: E402
+from tests.unit.test_training import lively_net, model_at  # noqa: E402
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -304,11 +305,35 @@ def test_the_distance_to_a_teacher_is_the_divergence_of_the_softened_answers(fol
     path.write_text(recipe_text().replace("[network]", milder))
     run = run_of(read(path)[0], folder)
     images, logits = torch.rand(3, 3, 32, 32) * 255, torch.randn(3, 3)
-    p = np.exp(run.teacher(images).numpy().astype(np.float64) / 3)
+    answers = run.answers(images)
+    p = np.exp(answers.numpy().astype(np.float64) / 3)
     q = np.exp(logits.numpy().astype(np.float64) / 3)
     p, q = p / p.sum(1, keepdims=True), q / q.sum(1, keepdims=True)
     want = 0.75 * 2.0 + 0.25 * 9 * (p * np.log(p / q)).sum(1).mean()
-    assert run.teacher.loss(logits, images, torch.tensor(2.0)).item() == pytest.approx(want, rel=1e-4)
+    assert distilled(run.recipe.teacher, torch.tensor(2.0), logits, answers).item() == pytest.approx(want, rel=1e-4)
+
+
+def test_a_model_as_teacher_answers_as_it_flies_in_the_order_of_the_data(folder):
+    model = model_at(folder / "m.safetensors", recipe(folder).network, ("grainy", "water", *CLASS_NAMES[:2]))
+    run = run_of(recipe(folder, teacher=Teacher(model="m.safetensors")), folder)
+    tiles, engine = run.scored[0], Engine(model)
+    rgb = torch.from_numpy(np.ascontiguousarray(tiles[..., ::-1])).permute(0, 3, 1, 2).float()
+    expected = engine.logits(engine.features(tiles))[:, [2, 3, 0]]  # smooth, striped, grainy
+    np.testing.assert_allclose(run.answers(rgb).numpy(), expected, rtol=1e-3, atol=1e-3)
+    before = [tensor.clone() for tensor in run.net.state_dict().values()]
+    run.run_epoch(quiet())
+    assert any(not torch.equal(a, b) for a, b in zip(before, run.net.state_dict().values(), strict=True))
+    np.testing.assert_allclose(run.answers(rgb).numpy(), expected, rtol=1e-3, atol=1e-3)  # a teacher does not learn
+
+
+def test_a_model_that_is_no_teacher_is_refused(folder):
+    network = recipe(folder).network
+    model_at(folder / "m.safetensors", network, ("grainy", "smooth", "water"))
+    with pytest.raises(RecipeError, match=r"m.safetensors: does not know 'striped'; its classes are grainy, smooth"):
+        run_of(recipe(folder, teacher=Teacher(model="m.safetensors")), folder)
+    model_at(folder / "m.safetensors", msgspec.structs.replace(network, input_size=64))
+    with pytest.raises(RecipeError, match="takes images of 64 pixels, the recipe's have 32"):
+        run_of(recipe(folder, teacher=Teacher(model="m.safetensors")), folder)
 
 
 @pytest.mark.parametrize(

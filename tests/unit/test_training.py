@@ -21,7 +21,7 @@ from models.network import HEAD_STEP, Block, NetworkSpec, Stem, block_weight, fo
 from models.training import datasets, trainer  # noqa: E402
 from models.training.layers import SPREAD, BinaryBlock, Net, binarize, canonical  # noqa: E402
 from models.training.recipe import read  # noqa: E402
-from tests.training_data import arrays, recipe_text, write  # noqa: E402
+from tests.training_data import CLASS_NAMES, arrays, recipe_text, write  # noqa: E402
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -104,7 +104,7 @@ def block_loss(p, spec, binarize_activation, binarize_weight, grad):
     if spec.stride == 2:
         x = (x[:, ::2, ::2] + x[:, 1::2, ::2] + x[:, ::2, 1::2] + x[:, 1::2, 1::2]) / 4
     y = y + np.concatenate([x] * -(-spec.channels // x.shape[-1]), axis=-1)[..., : spec.channels]
-    return float((grad * np.where(y >= 0, y, y * p["act.weight"])).sum())
+    return float((grad * np.where(y >= 0, y, y * p["norm.slope"])).sum())
 
 
 @pytest.mark.parametrize(
@@ -175,10 +175,10 @@ SPECS = [
 ]
 
 
-def lively_net(spec, seed=0):
+def lively_net(spec, seed=0, classes=3):
     """A network in which no parameter has its first value, so that none can be forgotten unseen."""
     torch.manual_seed(seed)
-    net = Net(spec, 3)
+    net = Net(spec, classes)
     with torch.no_grad():
         for name, tensor in net.state_dict().items():
             if name.endswith("running_var"):
@@ -187,6 +187,13 @@ def lively_net(spec, seed=0):
                 tensor.add_(torch.randn(tensor.shape) * 0.2)
         net.head.weight.mul_(4)
     return net.eval()
+
+
+def model_at(path, spec, classes=CLASS_NAMES):
+    """A model with such a network, in a file."""
+    model = trainer.finished(lively_net(spec, classes=len(classes)), classes)
+    artifact.save(model, path)
+    return model
 
 
 def on_the_grids(net):
