@@ -43,7 +43,7 @@ def _row(name: str, beta_w: int, beta_a: int, precision: torch.dtype) -> dict[st
     size, batch = recipe.network.input_size, recipe.batch
     net = Net(recipe.network.with_betas(beta_w, beta_a), CLASSES)
     net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    x = torch.randn(batch, 3, size, size).to(memory_format=torch.channels_last)
+    x = 255 * torch.rand(batch, 3, size, size).to(memory_format=torch.channels_last)
     labels = torch.arange(batch) % CLASSES
 
     def step() -> float:

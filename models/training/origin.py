@@ -18,7 +18,8 @@ from models import artifact
 from models.errors import RecipeError
 from models.exchange import convert, reader
 from models.network import NetworkSpec
-from models.training.layers import SPREAD, Net, restored, set_affine, set_statistics
+from models.training.canonical import restored, set_affine, set_statistics
+from models.training.layers import SPREAD, Net
 from models.training.recipe import Origin
 from models.training.views import as_tiles
 
@@ -43,7 +44,7 @@ def begin(net: Net, origin: Origin, folder: Path, images: NDArray[np.uint8], cla
             net.head.weight[i] = source.head.weight[names.index(name)]
             net.head.bias[i] = source.head.bias[names.index(name)]
     rgb = torch.from_numpy(np.ascontiguousarray(as_tiles(images, net.spec.input_size)[..., ::-1])).permute(0, 3, 1, 2)
-    _measure(source, net, (rgb - torch.tensor(net.spec.mean).view(1, 3, 1, 1)) / SPREAD)
+    _measure(source, net, rgb)
 
 
 def _model(folder: Path, origin: Origin) -> tuple[Net, tuple[str, ...]]:

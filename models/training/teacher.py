@@ -14,7 +14,7 @@ from torch import Tensor
 
 from models import artifact
 from models.errors import RecipeError
-from models.training.layers import SPREAD, restored
+from models.training.canonical import restored
 from models.training.recipe import Teacher
 
 Answers = Callable[[Tensor], Tensor]
@@ -41,12 +41,11 @@ def _model(spec: Teacher, folder: Path, size: int, classes: tuple[str, ...]) -> 
     if model.spec.input_size != size:
         raise RecipeError(f"teacher {path}: takes images of {model.spec.input_size} pixels, the recipe's have {size}")
     net = restored(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    mean = torch.tensor(model.spec.mean).view(1, 3, 1, 1)
     own = [model.classes.index(name) for name in classes]
 
     @torch.no_grad()
     def answers(images: Tensor) -> Tensor:
-        logits: Tensor = net((images - mean) / SPREAD)
+        logits: Tensor = net(images)
         return logits[:, own].float()
 
     return answers

@@ -25,8 +25,9 @@ from models.errors import ArtifactError, RecipeError
 from models.model import Model
 from models.network import HEAD_STEP
 from models.training import checkpoint
+from models.training.canonical import canonical
 from models.training.datasets import Dataset, load
-from models.training.layers import SPREAD, Net, canonical
+from models.training.layers import Net
 from models.training.origin import ORIGIN_IMAGES, begin
 from models.training.recipe import Recipe, read
 from models.training.teacher import distilled, teacher_of
@@ -82,7 +83,6 @@ class Run:
         self.labels = torch.from_numpy(data.labels[trained])
         self.held = as_tiles(data.images[held], self.spec.input_size), data.labels[held]
         self.scored = scored_tiles(data, self.spec.input_size)
-        self.mean = torch.tensor(self.spec.mean).view(1, 3, 1, 1)
         self.steps = len(self.images) // recipe.batch
         if not self.steps:
             raise RecipeError(
@@ -115,7 +115,7 @@ class Run:
             picked = order[step * recipe.batch : (step + 1) * recipe.batch]
             x = views(self.images[picked], self.spec.input_size, recipe.augment, self.random)
             with self._precision():
-                logits = net((x - self.mean) / SPREAD).float()
+                logits = net(x).float()
                 answers = self.answers(x) if self.answers else None
             loss = F.cross_entropy(logits, self.labels[picked], label_smoothing=recipe.label_smoothing)
             if recipe.teacher and answers is not None:
@@ -237,7 +237,7 @@ class Run:
         for first in range(0, len(tiles), 250):
             rgb = torch.from_numpy(np.ascontiguousarray(tiles[first : first + 250, ..., ::-1])).permute(0, 3, 1, 2)
             with self._precision():
-                logits = self.net((rgb.float() - self.mean) / SPREAD)
+                logits = self.net(rgb)
             right += int((logits.argmax(1).numpy() == labels[first : first + 250]).sum())
         if state:
             self.net.load_state_dict(current)

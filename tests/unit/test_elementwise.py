@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip insta
 
 from models import binarize as formula  # noqa: E402
 from models.training import elementwise  # noqa: E402
-from models.training.layers import NormPReLU, binarize  # noqa: E402
+from models.training.autograd import NormPReLU, binarize  # noqa: E402
 
 BFLOAT16 = 2.0**-8
 """The largest relative error of rounding to bfloat16."""

@@ -63,14 +63,14 @@ def tiles_of(spec, count, seed=1):
 def test_gradients_equal_pytorchs(name):
     """Through the layers of offline training, BatchNorm as it is in flight; latent weights on the grid that flies."""
     torch = pytest.importorskip("torch", reason="the comparison needs the extra train")
-    from models.training.layers import SPREAD, restored
+    from models.training.canonical import restored
 
     spec = SPECS[name]
     model, tiles, labels = model_of(spec), tiles_of(spec, 6), np.array([0, 1, 2, 0, 1, 2])
     device = OnDevice(model, kept=np.float32)
     net = restored(model)
     rgb = torch.from_numpy(np.ascontiguousarray(tiles[..., ::-1]).astype(np.float32)).permute(0, 3, 1, 2)
-    logits = net((rgb - torch.tensor(spec.mean).view(1, 3, 1, 1)) / SPREAD)
+    logits = net(rgb)
     np.testing.assert_allclose(device.logits(tiles), logits.detach().numpy(), rtol=1e-3, atol=1e-3)
     torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels)).backward()
     found = device.gradients(tiles, labels)

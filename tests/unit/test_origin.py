@@ -13,7 +13,8 @@ from models.engine import Engine  # noqa: E402
 from models.errors import ArtifactError, RecipeError  # noqa: E402
 from models.network import convolve  # noqa: E402
 from models.training import datasets, trainer  # noqa: E402
-from models.training.layers import SPREAD, canonical, restored  # noqa: E402
+from models.training.canonical import canonical, restored  # noqa: E402
+from models.training.layers import SPREAD  # noqa: E402
 from models.training.recipe import Origin, read  # noqa: E402
 from tests.training_data import arrays, recipe_text, write  # noqa: E402
 from tests.unit.test_training import SPECS, model_at  # noqa: E402
@@ -35,9 +36,8 @@ def tiles_of(size, count=40):
     return np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
 
 
-def as_input(tiles, mean):
-    rgb = torch.from_numpy(np.ascontiguousarray(tiles[..., ::-1])).permute(0, 3, 1, 2).float()
-    return (rgb - torch.tensor(mean).view(1, 3, 1, 1)) / SPREAD
+def as_input(tiles):
+    return torch.from_numpy(np.ascontiguousarray(tiles[..., ::-1])).permute(0, 3, 1, 2)
 
 
 def starts(folder, network=None, **origin):
@@ -49,7 +49,7 @@ def starts(folder, network=None, **origin):
 
 @torch.no_grad()
 def logits(net, tiles):
-    return net.eval()(as_input(tiles, net.spec.mean)).numpy()
+    return net.eval()(as_input(tiles)).numpy()
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda s: s.name)
@@ -88,7 +88,7 @@ def test_a_float_model_lends_each_channel_its_mean_and_deviation(folder):
     whole = network_of(folder).with_betas(1, 1)
     source = restored(model_at(folder / "f.safetensors", whole))
     run = starts(folder, model="f.safetensors")
-    x = as_input(trainer.as_tiles(run.data.images[~run.data.test][:64], 32), whole.mean)
+    x = as_input(trainer.as_tiles(run.data.images[~run.data.test][:64], 32))
 
     def behind_norms(net):
         found = []
@@ -109,7 +109,7 @@ def test_a_float_model_lends_each_channel_its_mean_and_deviation(folder):
     block, other = run.net.blocks[0], source.blocks[0]
     torch.testing.assert_close(block.weight, other.weight)
     with torch.no_grad():
-        seen = run.net.stem_norm(run.net.stem(x)).permute(0, 2, 3, 1)
+        seen = run.net.stem_norm(run.net.stem((x - run.net.mean) / SPREAD)).permute(0, 2, 3, 1)
     torch.testing.assert_close(block.in_shift, -seen.mean((0, 1, 2)), rtol=1e-4, atol=1e-5)
     signs, weight = block.binary_input(seen.permute(0, 3, 1, 2)), block.binary_weight()
     rows = (tensor.detach().permute(0, 2, 3, 1).numpy() for tensor in (signs, weight))

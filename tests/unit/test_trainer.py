@@ -20,7 +20,6 @@ from models.engine import Engine  # noqa: E402
 from models.errors import ArtifactError, RecipeError  # noqa: E402
 from models.network import Block, NetworkSpec, Stem, block_weight, forward  # noqa: E402
 from models.training import checkpoint, datasets, trainer  # noqa: E402
-from models.training.layers import SPREAD  # noqa: E402
 from models.training.recipe import NO_CHANGE, Decay, Recipe, Teacher, read  # noqa: E402
 from models.training.teacher import distilled  # noqa: E402
 from tests.training_data import CLASS_NAMES, arrays, recipe_text, texture, write  # noqa: E402
@@ -238,7 +237,7 @@ def test_the_papers_layout_computes_the_formula_and_does_not_fly():
     tiles = np.random.default_rng(2).integers(0, 256, (4, 12, 12, 3), dtype=np.uint8)
     rgb = torch.from_numpy(tiles[..., ::-1].astype(np.float32)).permute(0, 3, 1, 2)
     with torch.no_grad():
-        features = net.features((rgb - torch.tensor(ROW.mean).view(1, 3, 1, 1)) / SPREAD).numpy()
+        features = net.features(rgb).numpy()
     np.testing.assert_allclose(features, forward(ROW, model.tensors, tiles), rtol=1e-3, atol=1e-4)
     with pytest.raises(ArtifactError, match="layout 'row', which does not fly"):
         Engine(model)

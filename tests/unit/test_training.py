@@ -19,7 +19,9 @@ from models.errors import ArtifactError, RecipeError  # noqa: E402
 from models.model import head_shapes  # noqa: E402
 from models.network import HEAD_STEP, Block, NetworkSpec, Stem, block_weight, forward  # noqa: E402
 from models.training import datasets, trainer  # noqa: E402
-from models.training.layers import SPREAD, BinaryBlock, Net, binarize, canonical  # noqa: E402
+from models.training.autograd import binarize  # noqa: E402
+from models.training.canonical import canonical  # noqa: E402
+from models.training.layers import BinaryBlock, Net  # noqa: E402
 from models.training.recipe import read  # noqa: E402
 from tests.training_data import CLASS_NAMES, arrays, recipe_text, write  # noqa: E402
 
@@ -213,9 +215,8 @@ def test_the_canonical_tensors_compute_what_the_network_computes(spec):
     model = on_the_grids(net)
     tiles = np.random.default_rng(2).integers(0, 256, (5, spec.input_size, spec.input_size, 3), dtype=np.uint8)
     rgb = torch.from_numpy(tiles[..., ::-1].astype(np.float32)).permute(0, 3, 1, 2)
-    x = (rgb - torch.tensor(spec.mean).view(1, 3, 1, 1)) / SPREAD
     with torch.no_grad():
-        features, logits = net.features(x).numpy(), net(x).numpy()
+        features, logits = net.features(rgb).numpy(), net(rgb).numpy()
     expected = forward(spec, model.tensors, tiles)
     assert np.abs(expected).std() > 0.1
     np.testing.assert_allclose(features, expected, rtol=1e-3, atol=1e-4)
