@@ -21,7 +21,7 @@ from models.network import NetworkSpec
 from models.training.canonical import restored, set_affine, set_statistics
 from models.training.layers import SPREAD, Net
 from models.training.recipe import Origin
-from models.training.views import as_tiles
+from models.training.views import as_rgb, as_tiles
 
 ORIGIN_IMAGES = 64
 """Training images with which the network is measured before training begins."""
@@ -43,8 +43,7 @@ def begin(net: Net, origin: Origin, folder: Path, images: NDArray[np.uint8], cla
         if name in names:
             net.head.weight[i] = source.head.weight[names.index(name)]
             net.head.bias[i] = source.head.bias[names.index(name)]
-    rgb = torch.from_numpy(np.ascontiguousarray(as_tiles(images, net.spec.input_size)[..., ::-1])).permute(0, 3, 1, 2)
-    _measure(source, net, rgb)
+    _measure(source, net, as_rgb(as_tiles(images, net.spec.input_size)))
 
 
 def _model(folder: Path, origin: Origin) -> tuple[Net, tuple[str, ...]]:

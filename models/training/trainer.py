@@ -31,7 +31,7 @@ from models.training.layers import Net
 from models.training.origin import ORIGIN_IMAGES, begin
 from models.training.recipe import Recipe, read
 from models.training.teacher import distilled, teacher_of
-from models.training.views import as_tiles, scored_tiles, views
+from models.training.views import as_rgb, as_tiles, scored_tiles, views
 
 Scores = dict[str, float]
 
@@ -79,7 +79,7 @@ class Run:
         shuffled = np.random.default_rng(recipe.seed).permutation(candidates)
         held[shuffled[: round(recipe.validation * len(candidates))]] = True
         trained = ~data.test & ~held
-        self.images = torch.from_numpy(np.ascontiguousarray(data.images[trained][..., ::-1])).permute(0, 3, 1, 2)
+        self.images = as_rgb(data.images[trained])
         self.labels = torch.from_numpy(data.labels[trained])
         self.held = as_tiles(data.images[held], self.spec.input_size), data.labels[held]
         self.scored = scored_tiles(data, self.spec.input_size)
@@ -235,9 +235,8 @@ class Run:
         self.net.eval()
         right = 0
         for first in range(0, len(tiles), 250):
-            rgb = torch.from_numpy(np.ascontiguousarray(tiles[first : first + 250, ..., ::-1])).permute(0, 3, 1, 2)
             with self._precision():
-                logits = self.net(rgb)
+                logits = self.net(as_rgb(tiles[first : first + 250]))
             right += int((logits.argmax(1).numpy() == labels[first : first + 250]).sum())
         if state:
             self.net.load_state_dict(current)

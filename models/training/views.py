@@ -50,6 +50,11 @@ def views(images: Tensor, size: int, augment: Augment, random: torch.Generator) 
     return x.clamp(0, 255)
 
 
+def as_rgb(images: NDArray[np.uint8]) -> Tensor:
+    """Images (n, H, W, 3) BGR as a network in training takes them: uint8 (n, 3, H, W) RGB."""
+    return torch.from_numpy(np.ascontiguousarray(images[..., ::-1])).permute(0, 3, 1, 2)
+
+
 def as_tiles(images: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     """Images (n, H, W, 3) as tiles of a network, uint8 (n, size, size, 3)."""
     if images.shape[1:3] == (size, size):
