@@ -268,7 +268,12 @@ def complete(training: Run, kept: Path, about: Mapping[str, str], resume: bool) 
     before = 0.0
     if resume and kept.exists():
         tensors, found = checkpoint.load(kept, about)
-        training.restore(tensors, found)
+        try:
+            training.restore(tensors, found)
+        except (RuntimeError, KeyError, ValueError) as error:  # layers have changed their names or shapes
+            raise RecipeError(
+                f"{kept}: was made by another version of this program; remove it and train without --resume"
+            ) from error
         before = float(found["seconds"])
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     start = time.monotonic() - before

@@ -104,6 +104,9 @@ def test_resume_on_the_command_line(folder, capsys, monkeypatch):
     kept.write_bytes(whole[: len(whole) // 2])
     assert cli.main(["train", str(path), "--out", str(out), "--resume"]) == 1
     assert "remove it and train without --resume" in capsys.readouterr().err
+    kept.write_bytes(whole.replace(b"net.blocks.1.norm.slope", b"net.blocks.1.once.slope"))
+    assert cli.main(["train", str(path), "--out", str(out), "--resume"]) == 1
+    assert "was made by another version of this program" in capsys.readouterr().err
     kept.write_bytes(whole)
     assert cli.main(["train", str(path), "--out", str(out), "--resume"]) == 0
     assert artifact.load(out).hash == want
