@@ -17,7 +17,8 @@ from models.training.canonical import canonical, restored  # noqa: E402
 from models.training.layers import SPREAD  # noqa: E402
 from models.training.recipe import Origin, read  # noqa: E402
 from tests.training_data import arrays, recipe_text, write  # noqa: E402
-from tests.unit.test_training import SPECS, model_at  # noqa: E402
+from tests.training_runs import model_at  # noqa: E402
+from tests.unit.test_training import SPECS  # noqa: E402
 
 
 @pytest.fixture

@@ -1,17 +1,13 @@
-"""Runs that stop and go on, two stages, running means, early stops, teachers; data sets as arrays and folders."""
+"""Runs that stop and go on, two stages, running means, early stops, and the paper's layout. Needs PyTorch."""
 
 import itertools
 import json
 import math
 from pathlib import Path
 
-import cv2
 import msgspec
 import numpy as np
-import onnx
-import onnxruntime as ort
 import pytest
-from rich.progress import Progress
 
 torch = pytest.importorskip("torch", reason="training needs the extra train")
 
@@ -20,10 +16,9 @@ from models.engine import Engine  # noqa: E402
 from models.errors import ArtifactError, RecipeError  # noqa: E402
 from models.network import Block, NetworkSpec, Stem, block_weight, forward  # noqa: E402
 from models.training import checkpoint, datasets, trainer  # noqa: E402
-from models.training.recipe import NO_CHANGE, Decay, Recipe, Teacher, read  # noqa: E402
-from models.training.teacher import distilled  # noqa: E402
-from tests.training_data import CLASS_NAMES, arrays, recipe_text, texture, write  # noqa: E402
-from tests.unit.test_training import lively_net, model_at  # noqa: E402
+from models.training.recipe import NO_CHANGE, Decay, Recipe, read  # noqa: E402
+from tests.training_data import CLASS_NAMES, arrays, recipe_text, write  # noqa: E402
+from tests.training_runs import lively_net, quiet, recipe, run_of  # noqa: E402
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -39,20 +34,6 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HADANET_DATA", str(tmp_path))
     write(tmp_path, arrays(count=60))
     return tmp_path
-
-
-def recipe(folder, **changes):
-    path = folder / "recipe.toml"
-    path.write_text(recipe_text(epochs=4))
-    return msgspec.structs.replace(read(path)[0], **changes)
-
-
-def quiet():
-    return Progress(disable=True)
-
-
-def run_of(recipe, folder=Path()):
-    return trainer.Run(recipe, datasets.load("ucmerced"), folder)
 
 
 # --- stopping and going on -----------------------------------------------------------------------------------------
@@ -259,208 +240,6 @@ def test_rows_of_the_paper_run_along_the_lines():
             torch.testing.assert_close(a[0, c, y, first : first + 3].abs(), part.abs().mean().expand(len(part)))
     flat = block.weight.permute(0, 3, 1, 2).reshape(10, 54)
     torch.testing.assert_close(w.reshape(10, 54)[3, 4:8].abs(), flat[3, 4:8].abs().mean().expand(4))
-
-
-# --- teachers ------------------------------------------------------------------------------------------------------
-
-
-def exported(folder):
-    """A teacher trained a little and written as ONNX, and its file."""
-    path, out = folder / "teacher.toml", folder / "teacher.safetensors"
-    path.write_text(recipe_text(epochs=6))
-    assert cli.main(["train", str(path), "--out", str(out)]) == 0
-    assert cli.main(["export", str(out), "--out", str(folder / "teacher.onnx")]) == 0
-    return folder / "teacher.onnx"
-
-
-TEACHER = '[teacher]\nonnx = "teacher.onnx"\nshare = 1.0\ntemperature = 1.0\n\n[network]'
-
-
-def test_answers_of_a_teacher_are_learned(folder):
-    """Alone, without a label: the pupil's classes are the teacher's, turned round as its file turns them."""
-    write(folder, arrays(count=300))
-    model = onnx.load(exported(folder))
-    (last,) = [node for node in model.graph.node if node.output[0] == "logits"]
-    last.output[0] = "straight"
-    turned = onnx.numpy_helper.from_array(np.array([1, 2, 0], np.int64), "turned")
-    model.graph.initializer.append(turned)
-    model.graph.node.append(onnx.helper.make_node("Gather", ["straight", "turned"], ["logits"], axis=1))
-    onnx.save(model, folder / "teacher.onnx")
-    path = folder / "recipe.toml"
-    path.write_text(recipe_text(epochs=12).replace("[network]", TEACHER))
-    run = run_of(read(path)[0], folder)
-    while not run.done:
-        run.run_epoch(quiet())
-    session = ort.InferenceSession(folder / "teacher.onnx")
-    tiles, _ = run.scored
-    images = np.ascontiguousarray(tiles[..., ::-1].transpose(0, 3, 1, 2).astype(np.float32))
-    wanted = session.run(None, {"image": images})[0].argmax(1)
-    engine = Engine(run.model())
-    assert (engine.logits(engine.features(tiles)).argmax(1) == wanted).mean() > 0.8
-    assert run.history[-1]["test_accuracy"] < 0.4  # of the labels that nobody told
-
-
-def test_the_distance_to_a_teacher_is_the_divergence_of_the_softened_answers(folder):
-    exported(folder)
-    path = folder / "recipe.toml"
-    milder = TEACHER.replace("share = 1.0", "share = 0.25").replace("temperature = 1.0", "temperature = 3.0")
-    path.write_text(recipe_text().replace("[network]", milder))
-    run = run_of(read(path)[0], folder)
-    images, logits = torch.rand(3, 3, 32, 32) * 255, torch.randn(3, 3)
-    answers = run.answers(images)
-    p = np.exp(answers.numpy().astype(np.float64) / 3)
-    q = np.exp(logits.numpy().astype(np.float64) / 3)
-    p, q = p / p.sum(1, keepdims=True), q / q.sum(1, keepdims=True)
-    want = 0.75 * 2.0 + 0.25 * 9 * (p * np.log(p / q)).sum(1).mean()
-    assert distilled(run.recipe.teacher, torch.tensor(2.0), logits, answers).item() == pytest.approx(want, rel=1e-4)
-
-
-def test_a_model_as_teacher_answers_as_it_flies_in_the_order_of_the_data(folder):
-    model = model_at(folder / "m.safetensors", recipe(folder).network, ("grainy", "water", *CLASS_NAMES[:2]))
-    run = run_of(recipe(folder, teacher=Teacher(model="m.safetensors")), folder)
-    tiles, engine = run.scored[0], Engine(model)
-    rgb = torch.from_numpy(np.ascontiguousarray(tiles[..., ::-1])).permute(0, 3, 1, 2).float()
-    expected = engine.logits(engine.features(tiles))[:, [2, 3, 0]]  # smooth, striped, grainy
-    np.testing.assert_allclose(run.answers(rgb).numpy(), expected, rtol=1e-3, atol=1e-3)
-    before = [tensor.clone() for tensor in run.net.state_dict().values()]
-    run.run_epoch(quiet())
-    assert any(not torch.equal(a, b) for a, b in zip(before, run.net.state_dict().values(), strict=True))
-    np.testing.assert_allclose(run.answers(rgb).numpy(), expected, rtol=1e-3, atol=1e-3)  # a teacher does not learn
-
-
-def test_a_model_that_is_no_teacher_is_refused(folder):
-    network = recipe(folder).network
-    model_at(folder / "m.safetensors", network, ("grainy", "smooth", "water"))
-    with pytest.raises(RecipeError, match=r"m.safetensors: does not know 'striped'; its classes are grainy, smooth"):
-        run_of(recipe(folder, teacher=Teacher(model="m.safetensors")), folder)
-    model_at(folder / "m.safetensors", msgspec.structs.replace(network, input_size=64))
-    with pytest.raises(RecipeError, match="takes images of 64 pixels, the recipe's have 32"):
-        run_of(recipe(folder, teacher=Teacher(model="m.safetensors")), folder)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [(None, "teacher .*teacher.onnx: does not take images of 32 x 32"), (b"nothing", "does not take images")],
-)
-def test_a_teacher_that_is_none_is_refused(folder, content, message):
-    if content is not None:
-        (folder / "teacher.onnx").write_bytes(content)
-    path = folder / "recipe.toml"
-    path.write_text(recipe_text().replace("[network]", TEACHER))
-    with pytest.raises(RecipeError, match=message) as caught:
-        run_of(read(path)[0], folder)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_teacher_of_other_classes_is_refused(folder):
-    exported(folder)
-    data = datasets.load("ucmerced")
-    data = msgspec.structs.replace(data, class_names=(*CLASS_NAMES, "fourth"))
-    path = folder / "recipe.toml"
-    path.write_text(recipe_text().replace("[network]", TEACHER))
-    with pytest.raises(RecipeError, match=r"gives \(3,\) per image; the data set has 4 classes"):
-        trainer.Run(read(path)[0], data, folder)
-
-
-# --- data sets -----------------------------------------------------------------------------------------------------
-
-
-def plain(**changes):
-    rng = np.random.default_rng(0)
-    content = {
-        "train_images": rng.integers(0, 256, (6, 8, 8), np.uint8),
-        "train_labels": np.array([0, 1, 2, 0, 1, 2], np.uint8),
-        "test_images": rng.integers(0, 256, (3, 8, 8), np.uint8),
-        "test_labels": np.array([2, 1, 0], np.uint8),
-    }
-    return content | changes
-
-
-def test_plain_arrays_are_a_data_set(tmp_path):
-    content = plain()
-    np.savez(tmp_path / "a.npz", **content)
-    data = datasets.load("a.npz", base=tmp_path)
-    assert data.images.shape == (9, 8, 8, 3)
-    assert data.class_names == ("0", "1", "2")
-    assert data.labels.tolist() == [0, 1, 2, 0, 1, 2, 2, 1, 0]
-    assert data.test.tolist() == [False] * 6 + [True] * 3
-    for colour in range(3):
-        np.testing.assert_array_equal(data.images[:6, ..., colour], content["train_images"])
-    rgb = np.random.default_rng(1).integers(0, 256, (6, 8, 8, 3), np.uint8)
-    np.savez(tmp_path / "b.npz", **plain(train_images=rgb, test_images=rgb[:3], class_names=np.array(["x", "y", "z"])))
-    coloured = datasets.load("b.npz", base=tmp_path)
-    np.testing.assert_array_equal(coloured.images[:6], rgb[..., ::-1])
-    assert coloured.class_names == ("x", "y", "z")
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"test_labels": np.array([1, 2], np.uint8)}, r"'test_labels' is uint8 \(2,\) for 3 images"),
-        ({"test_labels": np.array([1, 2, 0.5])}, "'test_labels' is float64"),
-        ({"train_images": np.zeros((6, 8, 8), np.float32)}, "'train_images' is float32"),
-        ({"test_images": np.zeros((3, 9, 8), np.uint8)}, "differ in size"),
-        ({"test_images": np.zeros((0, 8, 8), np.uint8), "test_labels": np.zeros(0, np.uint8)}, "not empty"),
-        ({"class_names": np.array(["a", "b"])}, "labels 0..2 for 2 classes"),
-    ],
-)
-def test_plain_arrays_that_do_not_fit_are_refused(tmp_path, changes, message):
-    np.savez(tmp_path / "a.npz", **plain(**changes))
-    with pytest.raises(RecipeError, match=message):
-        datasets.load("a.npz", base=tmp_path)
-
-
-def pictures(root, counts):
-    rng = np.random.default_rng(0)
-    for name, count in counts.items():
-        (root / name).mkdir(parents=True)
-        for i in range(count):
-            cv2.imwrite(str(root / name / f"{i:03}.png"), texture(CLASS_NAMES.index(name.split("/")[-1]), rng))
-
-
-def test_a_folder_of_images_is_a_data_set(tmp_path):
-    pictures(tmp_path / "flat", {"smooth": 10, "striped": 6})
-    data = datasets.load("flat", 32, tmp_path)
-    assert data.class_names == ("smooth", "striped")
-    assert np.bincount(data.labels).tolist() == [10, 6]
-    assert data.images.shape == (16, 64, 64, 3)
-    assert [int(data.test[data.labels == c].sum()) for c in (0, 1)] == [2, 2]
-    assert datasets.load("flat", 32, tmp_path).sha256 == data.sha256
-    (tmp_path / "flat" / "smooth" / "000.png").unlink()
-    assert datasets.load("flat", 32, tmp_path).sha256 != data.sha256
-
-
-def test_a_folder_with_a_split_and_oblong_images(tmp_path):
-    pictures(tmp_path / "d" / "train", {"smooth": 3, "grainy": 3})
-    pictures(tmp_path / "d" / "val", {"smooth": 1, "grainy": 2})
-    oblong = np.zeros((40, 80, 3), np.uint8)
-    oblong[:, 20:60] = 200
-    cv2.imwrite(str(tmp_path / "d" / "val" / "smooth" / "000.png"), oblong)
-    data = datasets.load("d", 16, tmp_path)
-    assert int(data.test.sum()) == 3
-    place = np.flatnonzero(data.test & (data.labels == data.class_names.index("smooth")))[0]
-    assert data.images[place].min() == 200  # its middle
-
-
-def test_folders_that_are_none_are_refused(tmp_path):
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(RecipeError, match="0 class names"):
-        datasets.load("empty", 16, tmp_path)
-    pictures(tmp_path / "half" / "train", {"smooth": 3, "grainy": 3})
-    with pytest.raises(RecipeError, match="'train' needs one named 'val' or 'test'"):
-        datasets.load("half", 16, tmp_path)
-    pictures(tmp_path / "bad", {"smooth": 6, "grainy": 6})
-    (tmp_path / "bad" / "grainy" / "002.png").write_bytes(b"no picture")
-    with pytest.raises(RecipeError, match=r"grainy/002\.png is not an image"):
-        datasets.load("bad", 16, tmp_path)
-
-
-def test_a_network_learns_from_a_folder(tmp_path, capsys):
-    pictures(tmp_path / "photos", {"smooth": 30, "grainy": 30})
-    (tmp_path / "r.toml").write_text(recipe_text(epochs=8).replace('"ucmerced"', '"photos"'))
-    assert cli.main(["train", str(tmp_path / "r.toml"), "--out", str(tmp_path / "m.safetensors")]) == 0
-    assert artifact.load(tmp_path / "m.safetensors").classes == ("grainy", "smooth")
-    assert json.loads(artifact.describe(tmp_path / "m.safetensors")["scores"])["test_accuracy"] >= 0.8
 
 
 def test_every_recipe_of_the_zoo_can_be_read():

@@ -21,9 +21,10 @@ from models.network import HEAD_STEP, Block, NetworkSpec, Stem, block_weight, fo
 from models.training import datasets, trainer  # noqa: E402
 from models.training.autograd import binarize  # noqa: E402
 from models.training.canonical import canonical  # noqa: E402
-from models.training.layers import BinaryBlock, Net  # noqa: E402
+from models.training.layers import BinaryBlock  # noqa: E402
 from models.training.recipe import read  # noqa: E402
-from tests.training_data import CLASS_NAMES, arrays, recipe_text, write  # noqa: E402
+from tests.training_data import arrays, recipe_text, write  # noqa: E402
+from tests.training_runs import lively_net  # noqa: E402
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -175,27 +176,6 @@ SPECS = [
         beta_f=0,
     ),
 ]
-
-
-def lively_net(spec, seed=0, classes=3):
-    """A network in which no parameter has its first value, so that none can be forgotten unseen."""
-    torch.manual_seed(seed)
-    net = Net(spec, classes)
-    with torch.no_grad():
-        for name, tensor in net.state_dict().items():
-            if name.endswith("running_var"):
-                tensor.uniform_(0.5, 2)
-            elif not name.endswith("num_batches_tracked") and tensor.ndim == 1:
-                tensor.add_(torch.randn(tensor.shape) * 0.2)
-        net.head.weight.mul_(4)
-    return net.eval()
-
-
-def model_at(path, spec, classes=CLASS_NAMES):
-    """A model with such a network, in a file."""
-    model = trainer.finished(lively_net(spec, classes=len(classes)), classes)
-    artifact.save(model, path)
-    return model
 
 
 def on_the_grids(net):
