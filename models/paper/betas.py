@@ -25,12 +25,13 @@ TURNS = 15
 
 
 def curve(schedule: Schedule, out: Path) -> list[Row]:
-    """The default backbone without a teacher, trained alike at each beta_a; accuracy of the packed network in percent.
+    """The default backbone from first weights, trained alike at each beta_a; accuracy of the packed network in percent.
 
     chance: what a share of so few test images may be off by, one standard error; spread: deviation over seeds. ms: of
     TILES tiles on one thread, the contenders in turns. front: no other is both faster and more accurate.
     """
-    recipe = scheduled(read(ZOO / "default-plain.toml")[0], schedule)
+    plain, _ = read(ZOO / "default-plain.toml")
+    recipe = scheduled(msgspec.structs.replace(plain, origin=None), schedule)
     recipes = [_with_beta_a(recipe, beta) for beta in BETAS]
     seconds = _times(recipes)
     data = datasets.load(recipe.dataset, recipe.network.input_size)
