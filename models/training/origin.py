@@ -14,13 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from models import artifact
 from models.errors import RecipeError
 from models.exchange import convert, reader
 from models.network import NetworkSpec
 from models.training.canonical import restored, set_affine, set_statistics
 from models.training.layers import SPREAD, Net
-from models.training.recipe import Origin
+from models.training.recipe import Origin, model_at
 from models.training.views import as_rgb, as_tiles
 
 ORIGIN_IMAGES = 64
@@ -47,7 +46,7 @@ def begin(net: Net, origin: Origin, folder: Path, images: NDArray[np.uint8], cla
 
 
 def _model(folder: Path, origin: Origin) -> tuple[Net, tuple[str, ...]]:
-    model = artifact.load(folder / origin.model)
+    model = model_at(folder / origin.model)
     return restored(model), model.classes
 
 

@@ -9,6 +9,7 @@ import msgspec
 
 from models import artifact
 from models.errors import RecipeError
+from models.model import Model
 from models.network import NetworkSpec
 
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
@@ -133,6 +134,13 @@ def _cosine(part: float) -> float:
     return (1 + math.cos(math.pi * part)) / 2
 
 
+def model_at(path: Path) -> Model:
+    """A model that a recipe names. Raises RecipeError where it is not there, ArtifactError where it is none."""
+    if not path.exists():
+        raise RecipeError(f"{path}: is not there; train it first, or name another file in the recipe")
+    return artifact.load(path)
+
+
 def read(path: Path) -> tuple[Recipe, str]:
     """The recipe in `path` and its text. Raises RecipeError that names file and field."""
     try:
@@ -140,7 +148,7 @@ def read(path: Path) -> tuple[Recipe, str]:
         fields = tomllib.loads(text)
         origin = fields.get("origin")
         if "network" not in fields and isinstance(origin, dict) and isinstance(origin.get("model"), str):
-            fields["network"] = msgspec.to_builtins(artifact.load(path.parent / origin["model"]).spec)
+            fields["network"] = msgspec.to_builtins(model_at(path.parent / origin["model"]).spec)
         recipe = msgspec.convert(fields, Recipe)
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read: {error.strerror}") from error

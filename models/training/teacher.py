@@ -12,10 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models import artifact
 from models.errors import RecipeError
 from models.training.canonical import restored
-from models.training.recipe import Teacher
+from models.training.recipe import Teacher, model_at
 
 Answers = Callable[[Tensor], Tensor]
 """float (n, 3, S, S) RGB, 0..255 -> logits (n, classes)."""
@@ -35,7 +34,7 @@ def distilled(spec: Teacher, loss: Tensor, logits: Tensor, answers: Tensor) -> T
 
 def _model(spec: Teacher, folder: Path, size: int, classes: tuple[str, ...]) -> Answers:
     path = folder / spec.model
-    model = artifact.load(path)
+    model = model_at(path)
     if missing := [name for name in classes if name not in model.classes]:
         raise RecipeError(f"teacher {path}: does not know {missing[0]!r}; its classes are {', '.join(model.classes)}")
     if model.spec.input_size != size:

@@ -143,7 +143,7 @@ def test_what_was_learned_is_worth_something(folder, capsys):
     [
         ({}, "needs a model or an onnx network, and not both"),
         ({"model": "m.safetensors", "onnx": "m.onnx"}, "and not both"),
-        ({"model": "gone.safetensors"}, "gone.safetensors"),
+        ({"model": "gone.safetensors"}, "gone.safetensors: is not there; train it first"),
     ],
 )
 def test_an_origin_that_is_none_is_refused(folder, origin, message, capsys):

@@ -99,6 +99,8 @@ def test_a_model_as_teacher_answers_as_it_flies_in_the_order_of_the_data(folder)
 
 def test_a_model_that_is_no_teacher_is_refused(folder):
     network = recipe(folder).network
+    with pytest.raises(RecipeError, match=r"m\.safetensors: is not there; train it first"):
+        run_of(recipe(folder, teacher=Teacher(model="m.safetensors")), folder)
     model_at(folder / "m.safetensors", network, ("grainy", "smooth", "water"))
     with pytest.raises(RecipeError, match=r"m.safetensors: does not know 'striped'; its classes are grainy, smooth"):
         run_of(recipe(folder, teacher=Teacher(model="m.safetensors")), folder)
