@@ -41,7 +41,7 @@ IMAGES = 64
 
 @dataclass
 class Start:
-    """What training begins with.
+    """A float network, binarized.
 
     tensors: canonical, without a head; head, bias: of the float network, for features times `features.scale`.
     """

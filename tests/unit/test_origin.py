@@ -22,11 +22,9 @@ from tests.unit.test_training import SPECS  # noqa: E402
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("HADANET_DATA", str(tmp_path))
-    write(tmp_path, arrays(count=60))
-    (tmp_path / "recipe.toml").write_text(recipe_text(epochs=4))
-    return tmp_path
+def folder(photos):
+    (photos / "recipe.toml").write_text(recipe_text(epochs=4))
+    return photos
 
 
 def network_of(folder):

@@ -17,34 +17,21 @@ from models.errors import ArtifactError, RecipeError  # noqa: E402
 from models.network import Block, NetworkSpec, Stem, block_weight, forward  # noqa: E402
 from models.training import checkpoint, datasets, trainer  # noqa: E402
 from models.training.recipe import NO_CHANGE, Decay, Recipe, read  # noqa: E402
-from tests.training_data import CLASS_NAMES, arrays, recipe_text, write  # noqa: E402
+from tests.training_data import CLASS_NAMES, recipe_text  # noqa: E402
 from tests.training_runs import lively_net, quiet, recipe, run_of  # noqa: E402
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("HADANET_DATA", str(tmp_path))
-    write(tmp_path, arrays(count=60))
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # --- stopping and going on -----------------------------------------------------------------------------------------
 
 
-def test_a_run_that_was_stopped_comes_to_the_same_model(folder):
-    whole = recipe(folder, real_weights=0.5, ema=0.8, validation=0.2, patience=3, epochs=6)
+def test_a_run_that_was_stopped_comes_to_the_same_model(photos):
+    whole = recipe(photos, real_weights=0.5, ema=0.8, validation=0.2, patience=3, epochs=6)
     straight = run_of(whole)
     for _ in range(6):
         straight.run_epoch(quiet())
-    path = folder / "x.checkpoint"
+    path = photos / "x.checkpoint"
     for stops in ((1,), (3,), (2, 5)):
         run = run_of(whole)
         for epoch in range(6):
@@ -58,8 +45,8 @@ def test_a_run_that_was_stopped_comes_to_the_same_model(folder):
         assert run.history == straight.history
 
 
-def test_resume_on_the_command_line(folder, capsys, monkeypatch):
-    path, out = folder / "recipe.toml", folder / "m.safetensors"
+def test_resume_on_the_command_line(photos, capsys, monkeypatch):
+    path, out = photos / "recipe.toml", photos / "m.safetensors"
     path.write_text(recipe_text(epochs=4))
     assert cli.main(["train", str(path), "--out", str(out)]) == 0
     want = artifact.load(out).hash
@@ -97,8 +84,8 @@ def test_resume_on_the_command_line(folder, capsys, monkeypatch):
     assert len(json.loads(about["history"])) == 4
 
 
-def test_epochs_and_seed_of_the_command_line_stand_in_the_artifact(folder, capsys):
-    path, out = folder / "recipe.toml", folder / "m.safetensors"
+def test_epochs_and_seed_of_the_command_line_stand_in_the_artifact(photos, capsys):
+    path, out = photos / "recipe.toml", photos / "m.safetensors"
     path.write_text(recipe_text(epochs=400))
     assert cli.main(["train", str(path), "--out", str(out), "--epochs", "1", "--seed", "3"]) == 0
     about = artifact.describe(out)
@@ -112,8 +99,8 @@ def test_epochs_and_seed_of_the_command_line_stand_in_the_artifact(folder, capsy
 # --- what a recipe says --------------------------------------------------------------------------------------------
 
 
-def test_the_learning_rate_of_every_step(folder):
-    plain = recipe(folder, epochs=10, learning_rate=0.1, warm_up=0.0)
+def test_the_learning_rate_of_every_step(photos):
+    plain = recipe(photos, epochs=10, learning_rate=0.1, warm_up=0.0)
     rates = [plain.rate(step, 4) for step in range(40)]
     assert rates[0] == 0.1
     assert all(a > b for a, b in itertools.pairwise(rates))
@@ -127,15 +114,15 @@ def test_the_learning_rate_of_every_step(folder):
     assert [staged.rate(step, 4) for step in (0, 10, 20, 30)] == pytest.approx([0.1, 0.05, 0.1, 0.05])
 
 
-def test_the_first_stage_has_real_weights(folder):
-    run = run_of(recipe(folder, epochs=4, real_weights=0.5))
+def test_the_first_stage_has_real_weights(photos):
+    run = run_of(recipe(photos, epochs=4, real_weights=0.5))
     x = torch.randn(2, 3, 32, 32)
     seen = []
     for _ in range(4):
         run.run_epoch(quiet())
         seen.append([block.real_weight for block in run.net.blocks])
     assert seen == [[True] * 2] * 2 + [[False] * 2] * 2
-    first = run_of(recipe(folder, epochs=4, real_weights=0.5))
+    first = run_of(recipe(photos, epochs=4, real_weights=0.5))
     first._enter_stage()
     first.net.eval()
     with torch.no_grad():
@@ -145,8 +132,8 @@ def test_the_first_stage_has_real_weights(folder):
         assert not torch.allclose(real, first.net(x))
 
 
-def test_the_running_mean_is_what_is_kept(folder):
-    run = run_of(recipe(folder, epochs=4, ema=0.5))
+def test_the_running_mean_is_what_is_kept(photos):
+    run = run_of(recipe(photos, epochs=4, ema=0.5))
     run.run_epoch(quiet())
     assert not run.mean_net
     run.run_epoch(quiet())
@@ -168,8 +155,8 @@ def test_the_running_mean_is_what_is_kept(folder):
     assert run.model().hash != trainer.finished(net, CLASS_NAMES).hash
 
 
-def test_training_stops_when_nothing_gets_better_and_keeps_the_best(folder):
-    run = run_of(recipe(folder, epochs=400, validation=0.3, patience=3, learning_rate=0.02))
+def test_training_stops_when_nothing_gets_better_and_keeps_the_best(photos):
+    run = run_of(recipe(photos, epochs=400, validation=0.3, patience=3, learning_rate=0.02))
     hashes = []
     while not run.done:
         run.run_epoch(quiet())
@@ -182,15 +169,15 @@ def test_training_stops_when_nothing_gets_better_and_keeps_the_best(folder):
     assert len(run.held[1]) == round(0.3 * 48)
 
 
-def test_patience_needs_something_to_judge_by(folder):
-    path = folder / "recipe.toml"
+def test_patience_needs_something_to_judge_by(photos):
+    path = photos / "recipe.toml"
     path.write_text("patience = 3\n" + recipe_text())
     with pytest.raises(RecipeError, match="patience needs a validation share"):
         read(path)
 
 
-def test_bfloat16_trains_as_well(folder):
-    _, scores = trainer.train(recipe(folder, precision="bfloat16", epochs=8), datasets.load("ucmerced"), quiet())
+def test_bfloat16_trains_as_well(photos):
+    _, scores = trainer.train(recipe(photos, precision="bfloat16", epochs=8), datasets.load("ucmerced"), quiet())
     assert scores["best_test_accuracy"] > 0.6
 
 

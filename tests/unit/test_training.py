@@ -26,13 +26,7 @@ from models.training.recipe import read  # noqa: E402
 from tests.training_data import arrays, recipe_text, write  # noqa: E402
 from tests.training_runs import lively_net  # noqa: E402
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # --- layers --------------------------------------------------------------------------------------------------------
