@@ -49,7 +49,9 @@ def _train(args: argparse.Namespace) -> int:
         if error.name != "torch":
             raise
         raise HadanetError("training needs PyTorch: pip install 'hadanet-uav[train]'") from error
-    scores = trainer.run(args.recipe, args.out, resume=args.resume, epochs=args.epochs, seed=args.seed)
+    scores = trainer.run(
+        args.recipe, args.out, resume=args.resume, epochs=args.epochs, seed=args.seed, device=args.device
+    )
     sys.stdout.write(f"{args.out}: {json.dumps(scores)}\n")
     return 0
 
@@ -122,6 +124,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--resume", action="store_true", help="go on where the last run that would write OUT stopped")
     train.add_argument("--epochs", type=int, help="in place of the recipe's")
     train.add_argument("--seed", type=int, help="in place of the recipe's")
+    train.add_argument("--device", default="cpu", help="what computes, by PyTorch's name, as cuda (cpu)")
     train.set_defaults(run=_train)
     return top
 

@@ -12,7 +12,7 @@ from models.artifact import ZOO
 from models.binarize import Layout
 from models.errors import RecipeError
 from models.paper.report import Row
-from models.training import checkpoint, datasets, trainer
+from models.training import checkpoint, datasets, device, trainer
 from models.training.recipe import Recipe, read
 
 
@@ -71,12 +71,16 @@ TABLES: dict[str, tuple[Entry, ...]] = {
 
 
 class Schedule(NamedTuple):
-    """What replaces a recipe's own; None leaves it. The steps of a decay shrink with the epochs."""
+    """What replaces a recipe's own; None leaves it. The steps of a decay shrink with the epochs.
+
+    device: PyTorch's name of what computes.
+    """
 
     epochs: int | None
     seeds: int
     layout: Layout
     dataset: str | None
+    device: str
 
 
 def scheduled(recipe: Recipe, schedule: Schedule) -> Recipe:
@@ -108,7 +112,7 @@ def table(network: str, rows: list[str], schedule: Schedule, out: Path) -> list[
     done: list[Row] = []
     for entry in entries:
         own = msgspec.structs.replace(recipe, network=recipe.network.with_betas(entry.beta_w, entry.beta_a))
-        seeds = train_seeds(own, data, schedule.seeds, out)
+        seeds = train_seeds(own, data, schedule, out)
         best, last, packed = ([100 * run[f"{key}test_accuracy"] for run in seeds] for key in ("best_", "last_", ""))
         done.append(
             {
@@ -128,9 +132,11 @@ def table(network: str, rows: list[str], schedule: Schedule, out: Path) -> list[
     return done
 
 
-def train_seeds(recipe: Recipe, data: datasets.Dataset, seeds: int, out: Path) -> list[trainer.Scores]:
+def train_seeds(recipe: Recipe, data: datasets.Dataset, schedule: Schedule, out: Path) -> list[trainer.Scores]:
     """The scores of a recipe with seeds 0, 1, ...; what was trained before, into the same folder, is not again."""
-    return [_train_once(msgspec.structs.replace(recipe, seed=seed), data, out / "runs") for seed in range(seeds)]
+    computing = device.named(schedule.device)
+    recipes = [msgspec.structs.replace(recipe, seed=seed) for seed in range(schedule.seeds)]
+    return [_train_once(own, data, out / "runs", computing) for own in recipes]
 
 
 def spread(values: list[float]) -> float | None:
@@ -138,7 +144,7 @@ def spread(values: list[float]) -> float | None:
     return statistics.stdev(values) if len(values) > 1 else None
 
 
-def _train_once(recipe: Recipe, data: datasets.Dataset, folder: Path) -> trainer.Scores:
+def _train_once(recipe: Recipe, data: datasets.Dataset, folder: Path, computing: torch.device) -> trainer.Scores:
     """One training, kept in a file by all that decides its result, and on the way as a checkpoint.
 
     `test_accuracy` is of the packed network, where it flies; the epochs' are of the net with float scales.
@@ -147,7 +153,7 @@ def _train_once(recipe: Recipe, data: datasets.Dataset, folder: Path) -> trainer
     about = {
         "recipe": msgspec.json.encode(recipe).decode(),
         "data": data.sha256,
-        "torch": f"{torch.__version__}, threads: {torch.get_num_threads()}",
+        "torch": device.described(computing),
     }
     betas = "-".join(str(beta) for beta in (recipe.network.blocks[0].beta_w, recipe.network.blocks[0].beta_a))
     spec = recipe.network
@@ -156,7 +162,7 @@ def _train_once(recipe: Recipe, data: datasets.Dataset, folder: Path) -> trainer
         found = msgspec.json.decode(done.read_bytes())
         if all(found.get(name) == value for name, value in about.items()):
             return trainer.Scores(found["scores"])
-    run, kept = trainer.Run(recipe, data), checkpoint.path_of(done)
+    run, kept = trainer.Run(recipe, data, device=computing), checkpoint.path_of(done)
     seconds = trainer.complete(run, kept, about, resume=True)
     _, scores = trainer.result(run, seconds)
     done.write_bytes(msgspec.json.encode({**about, "scores": scores, "history": run.history}))

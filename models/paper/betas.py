@@ -35,7 +35,7 @@ def curve(schedule: Schedule, out: Path) -> list[Row]:
     recipes = [_with_beta_a(recipe, beta) for beta in BETAS]
     seconds = _times(recipes)
     data = datasets.load(recipe.dataset, recipe.network.input_size)
-    runs = [train_seeds(own, data, schedule.seeds, out) for own in recipes]
+    runs = [train_seeds(own, data, schedule, out) for own in recipes]
     points = [
         (seconds[beta], statistics.mean(run["test_accuracy"] for run in seeds))
         for beta, seeds in zip(BETAS, runs, strict=True)

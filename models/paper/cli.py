@@ -38,6 +38,7 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
         if name in ("table2", "table3", "betas"):
             one.add_argument("--epochs", type=int, help="a shorter or longer schedule than the recipe's")
             one.add_argument("--seeds", type=int, default=1, help="runs of each row, with seeds 0, 1, ... (1)")
+            one.add_argument("--device", default="cpu", help="what trains, by PyTorch's name, as cuda (cpu)")
             one.add_argument("--data", help="another data set: a folder with train/ and val/, or an .npz file")
         if name in ("table2", "table3"):
             networks = ("lenet", "nin", "alexnet-cifar") if name == "table2" else ("resnet18", "alexnet")
@@ -166,7 +167,7 @@ def _schedule(args: argparse.Namespace, layout: Layout) -> "Schedule":
     for name, least in (("epochs", 1), ("seeds", 1)):
         if getattr(args, name) is not None and getattr(args, name) < least:
             raise HadanetError(f"--{name} {getattr(args, name)}: at least {least}")
-    return Schedule(args.epochs, args.seeds, layout, args.data and str(Path(args.data).resolve()))
+    return Schedule(args.epochs, args.seeds, layout, args.data and str(Path(args.data).resolve()), args.device)
 
 
 def _accuracies(args: argparse.Namespace) -> int:

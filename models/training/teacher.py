@@ -14,15 +14,19 @@ from torch import Tensor
 
 from models.errors import RecipeError
 from models.training.canonical import restored
+from models.training.device import CPU
 from models.training.recipe import Teacher, model_at
 
 Answers = Callable[[Tensor], Tensor]
 """float (n, 3, S, S) RGB, 0..255 -> logits (n, classes)."""
 
 
-def teacher_of(spec: Teacher, folder: Path, size: int, classes: tuple[str, ...]) -> Answers:
-    """What the teacher answers for images of this size. Raises RecipeError where it is no teacher of these classes."""
-    return _model(spec, folder, size, classes) if spec.model else _network(spec, folder, size, len(classes))
+def teacher_of(spec: Teacher, folder: Path, size: int, classes: tuple[str, ...], device: torch.device = CPU) -> Answers:
+    """What the teacher answers for images of this size on this device, where ONNX Runtime's answers are brought.
+
+    Raises RecipeError where it is no teacher of these classes.
+    """
+    return _model(spec, folder, size, classes, device) if spec.model else _network(spec, folder, size, len(classes))
 
 
 def distilled(spec: Teacher, loss: Tensor, logits: Tensor, answers: Tensor) -> Tensor:
@@ -32,14 +36,14 @@ def distilled(spec: Teacher, loss: Tensor, logits: Tensor, answers: Tensor) -> T
     return (1 - spec.share) * loss + spec.share * distance
 
 
-def _model(spec: Teacher, folder: Path, size: int, classes: tuple[str, ...]) -> Answers:
+def _model(spec: Teacher, folder: Path, size: int, classes: tuple[str, ...], device: torch.device) -> Answers:
     path = folder / spec.model
     model = model_at(path)
     if missing := [name for name in classes if name not in model.classes]:
         raise RecipeError(f"teacher {path}: does not know {missing[0]!r}; its classes are {', '.join(model.classes)}")
     if model.spec.input_size != size:
         raise RecipeError(f"teacher {path}: takes images of {model.spec.input_size} pixels, the recipe's have {size}")
-    net = restored(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net = restored(model).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     own = [model.classes.index(name) for name in classes]
 
     @torch.no_grad()
@@ -57,8 +61,8 @@ def _network(spec: Teacher, folder: Path, size: int, classes: int) -> Answers:
     mean, deviation = (torch.tensor(x).view(1, 3, 1, 1) for x in (spec.mean, spec.deviation))
 
     def answers(images: Tensor) -> Tensor:
-        x = ((images - mean) / deviation).numpy().astype(np.float32)
-        return torch.from_numpy(session.run(None, {name: np.ascontiguousarray(x)})[0])
+        x = ((images.cpu() - mean) / deviation).numpy().astype(np.float32)
+        return torch.from_numpy(session.run(None, {name: np.ascontiguousarray(x)})[0]).to(images.device)
 
     try:
         session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])

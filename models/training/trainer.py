@@ -4,6 +4,7 @@
 # mypy: no-warn-unused-ignores
 
 import contextlib
+import copy
 import math
 import tempfile
 import time
@@ -27,6 +28,7 @@ from models.network import HEAD_STEP
 from models.training import checkpoint
 from models.training.canonical import canonical
 from models.training.datasets import Dataset, load
+from models.training.device import CPU, described, named
 from models.training.layers import Net
 from models.training.origin import ORIGIN_IMAGES, begin
 from models.training.recipe import Recipe, read
@@ -57,14 +59,14 @@ def finished(net: Net, class_names: tuple[str, ...]) -> Model:
 class Run:
     """A training run: a network, what it learns from, and how far it is.
 
-    The same recipe, data, PyTorch and number of threads give the same model, also after a stop. Raises RecipeError
-    where the batch is larger than the training split, or the teacher does not fit.
+    On a CPU, the same recipe, data, PyTorch and number of threads give the same model, also after a stop. Raises
+    RecipeError where the batch is larger than the training split, or the teacher does not fit.
     """
 
-    def __init__(self, recipe: Recipe, data: Dataset, folder: Path = Path()) -> None:
-        """folder: of the recipe, where a teacher's file lies."""
+    def __init__(self, recipe: Recipe, data: Dataset, folder: Path = Path(), device: torch.device = CPU) -> None:
+        """folder: of the recipe, where a teacher's file lies; device: that computes, images and results stay here."""
         torch.manual_seed(recipe.seed)
-        self.recipe, self.data, self.epoch, self.best = recipe, data, 0, -1.0
+        self.recipe, self.data, self.device, self.epoch, self.best = recipe, data, device, 0, -1.0
         self.history: list[Scores] = []
         self.spec = recipe.network
         self.random = torch.Generator().manual_seed(recipe.seed)
@@ -89,10 +91,11 @@ class Run:
                 f"batch = {recipe.batch} is more than the {len(self.images)} training images of {data.name}"
             )
         teacher, size = recipe.teacher, self.spec.input_size
-        self.answers = teacher_of(teacher, folder, size, data.class_names) if teacher else None
+        self.answers = teacher_of(teacher, folder, size, data.class_names, device) if teacher else None
         if recipe.origin:
             self._enter_stage()
             begin(self.net, recipe.origin, folder, data.images[trained][:ORIGIN_IMAGES], data.class_names)
+        self.net.to(device)
         self.optimizer = torch.optim.Adam(self.net.parameters(), lr=recipe.learning_rate)
         self.mean_net: dict[str, Tensor] = {}
         self.kept: dict[str, Tensor] = {}
@@ -113,13 +116,7 @@ class Run:
         for step in range(self.steps):
             self.optimizer.param_groups[0]["lr"] = recipe.rate(self.epoch * self.steps + step, self.steps)
             picked = order[step * recipe.batch : (step + 1) * recipe.batch]
-            x = views(self.images[picked], self.spec.input_size, recipe.augment, self.random)
-            with self._precision():
-                logits = net(x).float()
-                answers = self.answers(x) if self.answers else None
-            loss = F.cross_entropy(logits, self.labels[picked], label_smoothing=recipe.label_smoothing)
-            if recipe.teacher and answers is not None:
-                loss = distilled(recipe.teacher, loss, logits, answers)
+            loss = self.loss(picked)
             if not math.isfinite(loss.item()):
                 raise RecipeError(
                     f"epoch {self.epoch + 1} of {recipe.epochs}: the loss is {loss.item()}; "
@@ -141,13 +138,24 @@ class Run:
             f"test {last['test_accuracy']:.2%}",
         )
 
+    def loss(self, picked: Tensor) -> Tensor:
+        """Of random views of these training images, int64 (N,), for the optimizer; a teacher's answers take part."""
+        recipe = self.recipe
+        images, labels = self.images[picked].to(self.device), self.labels[picked].to(self.device)
+        x = views(images, self.spec.input_size, recipe.augment, self.random)
+        with self._precision():
+            logits = self.net(x).float()
+            answers = self.answers(x) if self.answers else None
+        loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
+        if recipe.teacher and answers is not None:
+            loss = distilled(recipe.teacher, loss, logits, answers)
+        return loss
+
     def model(self) -> Model:
         """What the run has come to: the best epoch on the validation images, or the last one, or the running mean."""
-        current = {name: tensor.clone() for name, tensor in self.net.state_dict().items()}
-        self.net.load_state_dict(self.kept or self.mean_net or current)
-        model = finished(self.net, self.data.class_names)
-        self.net.load_state_dict(current)
-        return model
+        net = copy.deepcopy(self.net).cpu()
+        net.load_state_dict(self.kept or self.mean_net or self.net.state_dict())
+        return finished(net, self.data.class_names)
 
     def scores(self) -> Scores:
         """Of the test split: of the model, and the best epoch's, which the model need not be."""
@@ -182,7 +190,8 @@ class Run:
             return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
         self.net.load_state_dict(part("net."))
-        self.mean_net, self.kept = part("mean."), part("kept.")
+        self.mean_net = {name: tensor.to(self.device) for name, tensor in part("mean.").items()}
+        self.kept = part("kept.")
         self.random.set_state(tensors["random"])
         self.epoch, self.best = int(about["epoch"]), float(about["best"])
         self.history = msgspec.json.decode(about["history"], type=list[Scores])
@@ -194,7 +203,7 @@ class Run:
 
     def _precision(self) -> contextlib.AbstractContextManager[object]:
         if self.recipe.precision == "bfloat16":
-            return torch.autocast("cpu", torch.bfloat16)
+            return torch.autocast(self.device.type, torch.bfloat16)
         return contextlib.nullcontext()
 
     def _enter_stage(self) -> None:
@@ -236,8 +245,8 @@ class Run:
         right = 0
         for first in range(0, len(tiles), 250):
             with self._precision():
-                logits = self.net(as_rgb(tiles[first : first + 250]))
-            right += int((logits.argmax(1).numpy() == labels[first : first + 250]).sum())
+                logits = self.net(as_rgb(tiles[first : first + 250]).to(self.device))
+            right += int((logits.argmax(1).cpu().numpy() == labels[first : first + 250]).sum())
         if state:
             self.net.load_state_dict(current)
         return right / max(1, len(labels))
@@ -286,13 +295,19 @@ def complete(training: Run, kept: Path, about: Mapping[str, str], resume: bool) 
 
 
 def run(
-    recipe_path: Path, out: Path, *, resume: bool = False, epochs: int | None = None, seed: int | None = None
+    recipe_path: Path,
+    out: Path,
+    *,
+    resume: bool = False,
+    epochs: int | None = None,
+    seed: int | None = None,
+    device: str = "cpu",
 ) -> Scores:
     """Train what `recipe_path` says and write the artifact `out`, with recipe, data hash and scores inside.
 
-    epochs, seed: in place of the recipe's. Each epoch is kept beside `out`, from where `resume` goes on. Raises
-    RecipeError for a recipe or data that cannot be used, and ArtifactError where `out` cannot be written; all but a
-    diverging loss are found before the training begins. Progress goes to stderr.
+    epochs, seed: in place of the recipe's; device: PyTorch's name of what computes. Each epoch is kept beside `out`,
+    from where `resume` goes on. Raises RecipeError for a recipe or data that cannot be used, and ArtifactError where
+    `out` cannot be written; all but a diverging loss are found before the training begins. Progress goes to stderr.
     """
     recipe, text = read(recipe_path)
     changed = {name: value for name, value in (("epochs", epochs), ("seed", seed)) if value is not None}
@@ -301,13 +316,14 @@ def run(
     except msgspec.ValidationError as error:
         raise RecipeError(f"{recipe_path}, with the command line's {', '.join(changed)}: {error}") from error
     check_writable(out)
+    computing = named(device)
     data = load(recipe.dataset, recipe.network.input_size, recipe_path.parent)
     about = {
         "recipe": text + "".join(f"# {name} = {value} by the command line\n" for name, value in changed.items()),
         "data": f"{data.name} sha256 {data.sha256}",
-        "torch": f"{torch.__version__}, threads: {torch.get_num_threads()}",
+        "torch": described(computing),
     }
-    training, kept = Run(recipe, data, recipe_path.parent), checkpoint.path_of(out)
+    training, kept = Run(recipe, data, recipe_path.parent, computing), checkpoint.path_of(out)
     seconds = complete(training, kept, about, resume)
     model, scores = result(training, seconds)
     history = msgspec.json.encode(training.history).decode()

@@ -17,13 +17,16 @@ from models.training.recipe import NO_CHANGE, Augment
 
 
 def views(images: Tensor, size: int, augment: Augment, random: torch.Generator) -> Tensor:
-    """Random views of uint8 (N, 3, H, W) as float (N, 3, size, size) in 0..255."""
+    """Random views of uint8 (N, 3, H, W) as float (N, 3, size, size) in 0..255, on the device of the images.
+
+    random: of the CPU, so that every device draws the same numbers.
+    """
     n = images.shape[0]
     if augment == NO_CHANGE and images.shape[2:] == (size, size):
         return images.float()
 
     def uniform(*shape: int) -> Tensor:
-        return torch.rand(*shape, generator=random)
+        return torch.rand(*shape, generator=random).to(images.device)
 
     def either_way(*shape: int) -> Tensor:
         return uniform(*shape) * 2 - 1
@@ -33,7 +36,7 @@ def views(images: Tensor, size: int, augment: Augment, random: torch.Generator) 
 
     angle = either_way(n) * math.radians(augment.turn)
     scale = torch.exp(uniform(n) * -math.log(augment.min_scale) + math.log(augment.min_scale))
-    mirror = (uniform(n) < 0.5).float() * 2 - 1 if augment.mirror else torch.ones(n)
+    mirror = (uniform(n) < 0.5).float() * 2 - 1 if augment.mirror else torch.ones(n, device=images.device)
     cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
     # a grid's side is 2 long; a turn about the middle of a whole view looks beyond the border, which is mirrored
     dx, dy = (either_way(2, n) * (1 - scale + 2 * augment.shift)).unbind(0)
@@ -46,7 +49,7 @@ def views(images: Tensor, size: int, augment: Augment, random: torch.Generator) 
     mean = x.mean((1, 2, 3), keepdim=True)
     x = ((x - mean) * factor(augment.contrast) + mean) * factor(augment.gain) * factor(augment.tint, 3)
     if augment.noise:
-        x = x + torch.randn(x.shape, generator=random) * uniform(n, 1, 1, 1) * augment.noise
+        x = x + torch.randn(x.shape, generator=random).to(x.device) * uniform(n, 1, 1, 1) * augment.noise
     return x.clamp(0, 255)
 
 
