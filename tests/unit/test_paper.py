@@ -122,28 +122,29 @@ def tiny(tmp_path):
     return path
 
 
-def test_table_2_trains_each_row_once_and_goes_on_where_it_was(capsys, tmp_path):
+@pytest.mark.parametrize("network", ["lenet", "lenet-today"])
+def test_table_2_trains_each_row_once_and_goes_on_where_it_was(capsys, tmp_path, network):
     pytest.importorskip("torch", reason="training needs the extra train")
     data = str(tiny(tmp_path))
-    some = ("table2", "--data", data, "--epochs", "2", "--rows", "HadaNet(4,4)", "float")
+    some = ("table2", "--network", network, "--data", data, "--epochs", "2", "--rows", "HadaNet(4,4)", "float")
     code, out, err = run(capsys, tmp_path, *some, "--seeds", "2")
     assert code == 0, err
     assert "HadaNet(4,4)" in out
-    found = rows(tmp_path, "table2-lenet-channel")
+    found = rows(tmp_path, f"table2-{network}-channel")
     assert [row["row"] for row in found] == ["float", "HadaNet(4,4)"]
     assert [row["paper"] for row in found] == [99.39, 99.43]
     assert all(row["seeds"] == 2 and row["epochs"] == 2 for row in found)
     assert all(abs(row["packed"] - row["last_epoch"]) <= 5 for row in found)  # an image of the 20 more or less
     files = sorted((tmp_path / "paper" / "runs").iterdir())
     assert [file.name for file in files] == [
-        f"lenet-{betas}-channel-{data}-2-seed{seed}.json".replace(data, "two.npz")
+        f"{network}-{betas}-channel-{data}-2-seed{seed}.json".replace(data, "two.npz")
         for betas in ("1-1", "4-4")
         for seed in (0, 1)
     ]
     before = [file.stat().st_mtime_ns for file in files]
     assert run(capsys, tmp_path, *some, "--seeds", "2")[0] == 0
     assert [file.stat().st_mtime_ns for file in files] == before
-    assert rows(tmp_path, "table2-lenet-channel") == found
+    assert rows(tmp_path, f"table2-{network}-channel") == found
 
 
 def test_the_curve_over_beta_a_has_accuracy_and_time(capsys, tmp_path):
