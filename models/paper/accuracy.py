@@ -33,17 +33,19 @@ _LENET = (
     Entry("HadaNet(16,2)", 16, 2, 99.40),
     Entry("HadaNet(4,4)", 4, 4, 99.43),
 )
+_NIN = (
+    Entry("float", 1, 1, 89.59),
+    Entry("XNOR", 0, 0, 86.28),
+    Entry("HBWN(4,1)", 4, 1, 89.33),
+    Entry("HBWN(8,1)", 8, 1, 89.11),
+    Entry("HadaNet(16,2)", 16, 2, 88.74),
+    Entry("HadaNet(4,4)", 4, 4, 87.33),
+)
 TABLES: dict[str, tuple[Entry, ...]] = {
     "lenet": _LENET,
     "lenet-today": _LENET,
-    "nin": (
-        Entry("float", 1, 1, 89.59),
-        Entry("XNOR", 0, 0, 86.28),
-        Entry("HBWN(4,1)", 4, 1, 89.33),
-        Entry("HBWN(8,1)", 8, 1, 89.11),
-        Entry("HadaNet(16,2)", 16, 2, 88.74),
-        Entry("HadaNet(4,4)", 4, 4, 87.33),
-    ),
+    "nin": _NIN,
+    "nin-today": _NIN,
     "alexnet-cifar": (
         Entry("float", 1, 1, 89.36),
         Entry("XNOR", 0, 0, 88.60),
@@ -164,7 +166,7 @@ def _train_once(recipe: Recipe, data: datasets.Dataset, folder: Path, computing:
         found = msgspec.json.decode(done.read_bytes())
         if all(found.get(name) == value for name, value in about.items()):
             return trainer.Scores(found["scores"])
-    run, kept = trainer.Run(recipe, data, device=computing), checkpoint.path_of(done)
+    run, kept = trainer.Run(recipe, data, ZOO, computing), checkpoint.path_of(done)
     seconds = trainer.complete(run, kept, about, resume=True)
     _, scores = trainer.result(run, seconds)
     done.write_bytes(msgspec.json.encode({**about, "scores": scores, "history": run.history}))

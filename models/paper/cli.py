@@ -41,7 +41,8 @@ def add_parser(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
             one.add_argument("--device", default="cpu", help="what trains, by PyTorch's name, as cuda (cpu)")
             one.add_argument("--data", help="another data set: a folder with train/ and val/, or an .npz file")
         if name in ("table2", "table3"):
-            networks = ("lenet", "lenet-today", "nin", "alexnet-cifar") if name == "table2" else ("resnet18", "alexnet")
+            small = "lenet", "lenet-today", "nin", "nin-today", "alexnet-cifar"
+            networks = small if name == "table2" else ("resnet18", "alexnet")
             one.add_argument("--network", choices=networks, default=networks[0], help=f"({networks[0]})")
             one.add_argument("--rows", nargs="+", default=[], metavar="ROW", help="some rows, as HadaNet(16,2); all")
             one.add_argument("--layout", choices=("channel", "row"), default="channel", help="(channel, which flies)")

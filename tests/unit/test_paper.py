@@ -147,6 +147,28 @@ def test_table_2_trains_each_row_once_and_goes_on_where_it_was(capsys, tmp_path,
     assert rows(tmp_path, f"table2-{network}-channel") == found
 
 
+def test_rows_begin_with_the_float_network_beside_their_recipe(capsys, tmp_path, monkeypatch):
+    pytest.importorskip("torch", reason="training needs the extra train")
+    from models.paper import accuracy
+    from models.training import trainer
+
+    text = (artifact.ZOO / "lenet.toml").read_text().replace("batch = 128", "batch = 32")
+    text = text.replace('"mnist"', f'"{tiny(tmp_path)}"').replace("beta_w = 16, beta_a = 2", "beta_w = 1, beta_a = 1")
+    (tmp_path / "float.toml").write_text(text)
+    still = text.replace("learning_rate = 5e-3", 'learning_rate = 1e-9\norigin = { model = "float.safetensors" }')
+    assert still.count("1e-9") == 1
+    (tmp_path / "nin-today.toml").write_text(still)
+    monkeypatch.setattr(accuracy, "ZOO", tmp_path)
+    some = "table2", "--network", "nin-today", "--epochs", "1", "--rows", "float"
+    code, _, err = run(capsys, tmp_path, *some)
+    assert code == 1
+    assert "float.safetensors: is not there; train it first" in err
+    assert trainer.run(tmp_path / "float.toml", tmp_path / "float.safetensors", epochs=3)["test_accuracy"] == 1
+    code, _, err = run(capsys, tmp_path, *some)
+    assert code == 0, err
+    assert rows(tmp_path, "table2-nin-today-channel")[0]["packed"] == 100  # it cannot have learned that by itself
+
+
 def test_the_curve_over_beta_a_has_accuracy_and_time(capsys, tmp_path):
     pytest.importorskip("torch", reason="training needs the extra train")
     code, out, err = run(capsys, tmp_path, "betas", "--data", str(tiny(tmp_path)), "--epochs", "1")
