@@ -13,7 +13,7 @@ from models.binarize import Layout
 from models.errors import RecipeError
 from models.paper.report import Row
 from models.training import checkpoint, datasets, device, trainer
-from models.training.recipe import Recipe, read
+from models.training.recipe import Recipe, begun_with, read
 
 
 class Entry(NamedTuple):
@@ -158,6 +158,7 @@ def _train_once(recipe: Recipe, data: datasets.Dataset, folder: Path, computing:
         "recipe": msgspec.json.encode(recipe).decode(),
         "data": data.sha256,
         "torch": device.described(computing),
+        **begun_with(recipe, ZOO),
     }
     betas = "-".join(str(beta) for beta in (recipe.network.blocks[0].beta_w, recipe.network.blocks[0].beta_a))
     spec = recipe.network

@@ -37,7 +37,7 @@ def save(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str]) ->
 def load(path: Path, about: Mapping[str, str]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read a run and all that was written about it, whose entries must include `about`.
 
-    Raises RecipeError where the file is damaged, or of another recipe, data set or PyTorch.
+    Raises RecipeError where the file is damaged, or of another recipe, data set, teacher, origin or PyTorch.
     """
     try:
         with safetensors.safe_open(path, framework="pt") as file:

@@ -1,5 +1,6 @@
 """A training recipe: one TOML file that says everything that decides the result."""
 
+import hashlib
 import math
 import tomllib
 from pathlib import Path
@@ -139,6 +140,13 @@ def model_at(path: Path) -> Model:
     if not path.exists():
         raise RecipeError(f"{path}: is not there; train it first, or name another file in the recipe")
     return artifact.load(path)
+
+
+def begun_with(recipe: Recipe, folder: Path) -> dict[str, str]:
+    """What to keep beside a run: the sha256 of the teacher and the origin that its recipe names, where it does."""
+    trained = [folder / (one.model or one.onnx) for one in (recipe.teacher, recipe.origin) if one]
+    hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in trained if path.is_file()]
+    return {"teacher or origin": " ".join(hashes)} if hashes else {}
 
 
 def read(path: Path) -> tuple[Recipe, str]:

@@ -31,7 +31,7 @@ from models.training.datasets import Dataset, load
 from models.training.device import CPU, described, named
 from models.training.layers import Net
 from models.training.origin import ORIGIN_IMAGES, begin
-from models.training.recipe import Recipe, read
+from models.training.recipe import Recipe, begun_with, read
 from models.training.teacher import distilled, teacher_of
 from models.training.views import as_rgb, as_tiles, scored_tiles, views
 
@@ -328,6 +328,7 @@ def run(
         "recipe": text + "".join(f"# {name} = {value} by the command line\n" for name, value in changed.items()),
         "data": f"{data.name} sha256 {data.sha256}",
         "torch": described(computing),
+        **begun_with(recipe, recipe_path.parent),
     }
     training, kept = Run(recipe, data, recipe_path.parent, computing), checkpoint.path_of(out)
     seconds = complete(training, kept, about, resume)

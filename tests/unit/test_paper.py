@@ -167,6 +167,11 @@ def test_rows_begin_with_the_float_network_beside_their_recipe(capsys, tmp_path,
     code, _, err = run(capsys, tmp_path, *some)
     assert code == 0, err
     assert rows(tmp_path, "table2-nin-today-channel")[0]["packed"] == 100  # it cannot have learned that by itself
+    trainer.run(tmp_path / "float.toml", tmp_path / "float.safetensors", epochs=1, seed=1)
+    (done,) = (tmp_path / "paper" / "runs").iterdir()
+    before = done.read_bytes()
+    assert run(capsys, tmp_path, *some)[0] == 0
+    assert done.read_bytes() != before  # another float network, another row
 
 
 def test_the_curve_over_beta_a_has_accuracy_and_time(capsys, tmp_path):
