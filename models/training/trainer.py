@@ -109,7 +109,8 @@ class Run:
     @property
     def done(self) -> bool:
         """Whether the last epoch is over, or no more are worth it."""
-        since = self.epoch - max((i for i, s in enumerate(self.history, 1) if s.get("best")), default=0)
+        first = self.recipe.real_epochs  # before, no weights are binary, and no epoch is the best
+        since = self.epoch - max((i for i, s in enumerate(self.history, 1) if s.get("best")), default=first)
         return self.epoch >= self.recipe.epochs or 0 < self.recipe.patience <= since
 
     def run_epoch(self, progress: Progress) -> None:
@@ -164,12 +165,12 @@ class Run:
         return finished(net, self.data.class_names)
 
     def scores(self) -> Scores:
-        """Of the test split: of the model, and the best epoch's, which the model need not be."""
-        best = max(self.history, key=lambda s: s["test_accuracy"])
+        """Of the test split: of the model, and the best epoch's of the last stage, which the model need not be."""
+        best = max(self.history[self.recipe.real_epochs :], key=lambda s: s["test_accuracy"])
         return {
             "test_accuracy": self._accuracy(*self.scored, self.kept or self.mean_net),
             "best_test_accuracy": best["test_accuracy"],
-            "best_epoch": 1 + self.history.index(best),
+            "best_epoch": 1 + self.history.index(best, self.recipe.real_epochs),
             "last_test_accuracy": self.history[-1]["test_accuracy"],
             "epochs": self.epoch,
         }

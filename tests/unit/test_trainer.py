@@ -169,6 +169,17 @@ def test_training_stops_when_nothing_gets_better_and_keeps_the_best(photos):
     assert len(run.held[1]) == round(0.3 * 48)
 
 
+def test_neither_patience_nor_the_best_epoch_looks_at_the_stage_of_real_weights(photos):
+    run = run_of(recipe(photos, epochs=10, real_weights=0.7, validation=0.3, patience=1))
+    while not run.done:
+        run.run_epoch(quiet())
+    assert run.epoch > 7
+    run.history[2]["test_accuracy"] = 2.0  # as good as no other
+    scores = run.scores()
+    assert scores["best_epoch"] > 7
+    assert scores["best_test_accuracy"] == run.history[scores["best_epoch"] - 1]["test_accuracy"] <= 1
+
+
 def test_patience_needs_something_to_judge_by(photos):
     path = photos / "recipe.toml"
     path.write_text("patience = 3\n" + recipe_text())
