@@ -41,7 +41,7 @@ SCORED = 250
 
 
 def accuracy(model: Model, tiles: NDArray[np.uint8], labels: NDArray[np.int64]) -> float:
-    """Share of tiles that the packed model, as it flies, gets right; minutes for a large network at beta 1 or 2."""
+    """Share of tiles that the packed model, as it flies, gets right; minutes for a large network in full precision."""
     engine, right = Engine(model), 0
     pieces = track(range(0, len(tiles), SCORED), "packed", console=Console(stderr=True), transient=True)
     for first in pieces:
