@@ -25,51 +25,38 @@ class Entry(NamedTuple):
     paper: float
 
 
-_LENET = (
-    Entry("float", 1, 1, 99.39),
-    Entry("XNOR", 0, 0, 99.23),
-    Entry("HBWN(4,1)", 4, 1, 99.41),
-    Entry("HBWN(8,1)", 8, 1, 99.41),
-    Entry("HadaNet(16,2)", 16, 2, 99.40),
-    Entry("HadaNet(4,4)", 4, 4, 99.43),
+_TABLE_2 = (
+    ("float", 1, 1),
+    ("XNOR", 0, 0),
+    ("HBWN(4,1)", 4, 1),
+    ("HBWN(8,1)", 8, 1),
+    ("HadaNet(16,2)", 16, 2),
+    ("HadaNet(4,4)", 4, 4),
 )
-_NIN = (
-    Entry("float", 1, 1, 89.59),
-    Entry("XNOR", 0, 0, 86.28),
-    Entry("HBWN(4,1)", 4, 1, 89.33),
-    Entry("HBWN(8,1)", 8, 1, 89.11),
-    Entry("HadaNet(16,2)", 16, 2, 88.74),
-    Entry("HadaNet(4,4)", 4, 4, 87.33),
+_TABLE_3 = (
+    ("float", 1, 1),
+    ("BWN", 0, 1),
+    ("HBWN(4,1)", 4, 1),
+    ("XNOR", 0, 0),
+    ("HadaNet(16,2)", 16, 2),
+    ("HadaNet(4,4)", 4, 4),
 )
+
+
+def _entries(rows: tuple[tuple[str, int, int], ...], *paper: float) -> tuple[Entry, ...]:
+    return tuple(Entry(*row, accuracy) for row, accuracy in zip(rows, paper, strict=True))
+
+
+_LENET = _entries(_TABLE_2, 99.39, 99.23, 99.41, 99.41, 99.40, 99.43)
+_NIN = _entries(_TABLE_2, 89.59, 86.28, 89.33, 89.11, 88.74, 87.33)
 TABLES: dict[str, tuple[Entry, ...]] = {
     "lenet": _LENET,
     "lenet-today": _LENET,
     "nin": _NIN,
     "nin-today": _NIN,
-    "alexnet-cifar": (
-        Entry("float", 1, 1, 89.36),
-        Entry("XNOR", 0, 0, 88.60),
-        Entry("HBWN(4,1)", 4, 1, 89.24),
-        Entry("HBWN(8,1)", 8, 1, 89.04),
-        Entry("HadaNet(16,2)", 16, 2, 89.02),
-        Entry("HadaNet(4,4)", 4, 4, 88.64),
-    ),
-    "resnet18": (
-        Entry("float", 1, 1, 69.3),
-        Entry("BWN", 0, 1, 60.8),
-        Entry("HBWN(4,1)", 4, 1, 62.3),
-        Entry("XNOR", 0, 0, 51.2),
-        Entry("HadaNet(16,2)", 16, 2, 53.8),
-        Entry("HadaNet(4,4)", 4, 4, 52.1),
-    ),
-    "alexnet": (
-        Entry("float", 1, 1, 56.6),
-        Entry("BWN", 0, 1, 56.8),
-        Entry("HBWN(4,1)", 4, 1, 56.7),
-        Entry("XNOR", 0, 0, 44.2),
-        Entry("HadaNet(16,2)", 16, 2, 47.3),
-        Entry("HadaNet(4,4)", 4, 4, 46.3),
-    ),
+    "alexnet-cifar": _entries(_TABLE_2, 89.36, 88.60, 89.24, 89.04, 89.02, 88.64),
+    "resnet18": _entries(_TABLE_3, 69.3, 60.8, 62.3, 51.2, 53.8, 52.1),
+    "alexnet": _entries(_TABLE_3, 56.6, 56.8, 56.7, 44.2, 47.3, 46.3),
 }
 """By recipe; top-1 in percent: MNIST for LeNet, CIFAR-10 for nin and alexnet-cifar, ImageNet for the last two."""
 

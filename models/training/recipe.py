@@ -143,9 +143,15 @@ def model_at(path: Path) -> Model:
 
 
 def begun_with(recipe: Recipe, folder: Path) -> dict[str, str]:
-    """What to keep beside a run: the sha256 of the teacher and the origin that its recipe names, where it does."""
+    """What to keep beside a run: the sha256 of the teacher and the origin that its recipe names, where it does.
+
+    Raises RecipeError where one cannot be read; one that is not there is left to who needs it.
+    """
     trained = [folder / (one.model or one.onnx) for one in (recipe.teacher, recipe.origin) if one]
-    hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in trained if path.is_file()]
+    try:
+        hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in trained if path.is_file()]
+    except OSError as error:
+        raise RecipeError(f"{error.filename}: cannot be read: {error.strerror}") from error
     return {"teacher or origin": " ".join(hashes)} if hashes else {}
 
 

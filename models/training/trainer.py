@@ -8,7 +8,7 @@ import copy
 import math
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -36,17 +36,26 @@ from models.training.teacher import distilled, teacher_of
 from models.training.views import as_rgb, as_tiles, scored_tiles, views
 
 Scores = dict[str, float]
+Tiles = NDArray[np.uint8]
 SCORED = 250
 """Test images that are looked at at once."""
 
 
-def accuracy(model: Model, tiles: NDArray[np.uint8], labels: NDArray[np.int64]) -> float:
+def accuracy(model: Model, tiles: Tiles, labels: NDArray[np.int64]) -> float:
     """Share of tiles that the packed model, as it flies, gets right; minutes for a large network in full precision."""
-    engine, right = Engine(model), 0
+    engine = Engine(model)
     pieces = track(range(0, len(tiles), SCORED), "packed", console=Console(stderr=True), transient=True)
+    return _share_right(lambda piece: engine.logits(engine.features(piece)), tiles, labels, pieces)
+
+
+def _share_right(
+    logits: Callable[[Tiles], NDArray[np.float32]], tiles: Tiles, labels: NDArray[np.int64], pieces: Iterable[int]
+) -> float:
+    """Share of tiles whose largest logit is their label's; pieces: where each lot of `SCORED` begins."""
+    right = 0
     for first in pieces:
-        chosen = engine.logits(engine.features(tiles[first : first + SCORED])).argmax(1)
-        right += int((chosen == labels[first : first + SCORED]).sum())
+        lot = slice(first, first + SCORED)
+        right += int((logits(tiles[lot]).argmax(1) == labels[lot]).sum())
     return right / max(1, len(labels))
 
 
@@ -166,11 +175,11 @@ class Run:
 
     def scores(self) -> Scores:
         """Of the test split: of the model, and the best epoch's of the last stage, which the model need not be."""
-        best = max(self.history[self.recipe.real_epochs :], key=lambda s: s["test_accuracy"])
+        best = max(range(self.recipe.real_epochs, self.epoch), key=lambda i: self.history[i]["test_accuracy"])
         return {
             "test_accuracy": self._accuracy(*self.scored, self.kept or self.mean_net),
-            "best_test_accuracy": best["test_accuracy"],
-            "best_epoch": 1 + self.history.index(best, self.recipe.real_epochs),
+            "best_test_accuracy": self.history[best]["test_accuracy"],
+            "best_epoch": best + 1,
             "last_test_accuracy": self.history[-1]["test_accuracy"],
             "epochs": self.epoch,
         }
@@ -243,20 +252,21 @@ class Run:
         self.history.append(now)
 
     @torch.no_grad()
-    def _accuracy(self, tiles: NDArray[np.uint8], labels: NDArray[np.int64], state: Mapping[str, Tensor]) -> float:
+    def _accuracy(self, tiles: Tiles, labels: NDArray[np.int64], state: Mapping[str, Tensor]) -> float:
         """Of the net with another state where there is one, in float: the packed model is scored once, at the end."""
         current = {name: tensor.clone() for name, tensor in self.net.state_dict().items()} if state else {}
         if state:
             self.net.load_state_dict(state)
         self.net.eval()
-        right = 0
-        for first in range(0, len(tiles), SCORED):
+
+        def logits(piece: Tiles) -> NDArray[np.float32]:
             with self._precision():
-                logits = self.net(as_rgb(tiles[first : first + SCORED]).to(self.device))
-            right += int((logits.argmax(1).cpu().numpy() == labels[first : first + SCORED]).sum())
+                return self.net(as_rgb(piece).to(self.device)).float().cpu().numpy()  # type: ignore[no-any-return]
+
+        share = _share_right(logits, tiles, labels, range(0, len(tiles), SCORED))
         if state:
             self.net.load_state_dict(current)
-        return right / max(1, len(labels))
+        return share
 
 
 def train(recipe: Recipe, data: Dataset, progress: Progress, folder: Path = Path()) -> tuple[Model, Scores]:
